@@ -1,0 +1,160 @@
+"""What all three kinds share: the base model with its rules, metadata, conditions, references and scalar types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+GROUP = "llmops.dev"
+VERSION = "v1alpha1"
+API_VERSION: Literal["llmops.dev/v1alpha1"] = "llmops.dev/v1alpha1"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule across fields, said twice: `cel` for the API server and `holds` for Python. `message` says what to write instead."""
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool]
+
+
+class Model(BaseModel):
+    """A part of the API: camelCase outside, frozen, unknown fields refused, and its `rules` checked on every instance."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        broken = [rule.message for rule in self.rules if not rule.holds(self)]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """The object as it stands in YAML: camelCase, JSON types, unset optional fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+# Scalars. Every string, list and map of a spec has a maximum, so that the cost of CEL stays bounded.
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+Text = Annotated[str, Field(max_length=16384)]
+Line = Annotated[str, Field(min_length=1, max_length=1024)]
+DecimalString = Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
+PositiveDecimal = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
+Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(file://(/|\./)|pkg://).+$")]
+ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(file://(/|\./)|pkg://|hf://|mlflow://).+$")]
+
+
+class ObjectMeta(BaseModel):
+    """Kubernetes' object metadata, as far as it is read here; what others add is kept out of the way, not refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+    name: Name
+    namespace: Name = "default"
+    uid: str = ""
+    generation: int = 1
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    finalizers: tuple[str, ...] = ()
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds; `Unknown` until it has been looked at."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Model):
+    """One aspect of an object's state, in Kubernetes' own shape."""
+
+    type: Annotated[str, Field(max_length=316)]
+    status: ConditionStatus = ConditionStatus.UNKNOWN
+    reason: Annotated[str, Field(max_length=1024)] = "Pending"
+    message: Annotated[str, Field(max_length=32768)] = ""
+    last_transition_time: str = ""
+    observed_generation: int = 0
+
+
+LIST_OF_CONDITIONS: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+Conditions = Annotated[tuple[Condition, ...], Field(max_length=32, json_schema_extra=LIST_OF_CONDITIONS)]
+
+
+class DataSource(Model):
+    """A file or folder with data."""
+
+    uri: DataUri
+
+
+class ModelSource(Model):
+    """Where the weights of a model are."""
+
+    uri: ModelUri
+
+
+class ObjectRef(Model):
+    """Another object of the same namespace."""
+
+    name: Name
+
+
+class SecretRef(Model):
+    """One entry of a Secret of the same namespace."""
+
+    name: Name
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "apiKey"
+
+
+class Resources(Model):
+    """CPU and memory that a worker asks for."""
+
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+
+
+class Compute(Model):
+    """How many workers share the work, and what each of them gets."""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    resources: Resources = Resources()
+
+
+class Progress(Model):
+    """A sample of how far a piece of work is. `seconds_left` is an estimate; `loss` is set while training."""
+
+    doing: Annotated[str, Field(max_length=256)] = ""
+    step: int = 0
+    total: int = 0
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    seconds_left: int | None = None
+    loss: DecimalString | None = None
+
+
+class Attempt(Model):
+    """How one try at a piece of work ended."""
+
+    number: int
+    start_time: str
+    end_time: str | None = None
+    exit_code: int | None = None
+    reason: Annotated[str, Field(max_length=256)] = ""
+    message: Annotated[str, Field(max_length=4096)] = ""
+
+
+def decimal(text: str) -> Decimal:
+    """The value of a number written as a string."""
+    return Decimal(text)

@@ -1,0 +1,250 @@
+"""RagService: model, adapter, indexes and prompt as an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from llmops_api.v1alpha1.embedding_index import BY_NAME
+from llmops_api.v1alpha1.meta import (
+    API_VERSION,
+    Attempt,
+    Conditions,
+    DecimalString,
+    Line,
+    Model,
+    ModelSource,
+    Name,
+    ObjectMeta,
+    ObjectRef,
+    PositiveDecimal,
+    Progress,
+    Rule,
+    SecretRef,
+    Text,
+    decimal,
+)
+
+
+class RetrievalMode(StrEnum):
+    """Which vectors are searched; `Hybrid` fuses the ranks of both."""
+
+    DENSE = "Dense"
+    SPARSE = "Sparse"
+    HYBRID = "Hybrid"
+
+
+class Dtype(StrEnum):
+    """The number format that the engine computes in."""
+
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+class RegisteredModel(Model):
+    """A model of MLflow's registry, by alias or by version."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9][-._a-zA-Z0-9]*$")]
+    alias: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-zA-Z][-_a-zA-Z0-9]*$")] | None = None
+    version: Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[1-9][0-9]*$")] | None = None
+
+    rules: ClassVar = (
+        Rule("has(self.alias) != has(self.version)", "a registered model takes exactly one of alias and version: keep one of them",
+             lambda self: (self.alias is None) != (self.version is None)),
+    )  # fmt: skip
+
+
+class Adapter(Model):
+    """Trained weights over the base model: what a TrainingJob of this namespace made, or a model of the registry."""
+
+    training_job_ref: ObjectRef | None = None
+    model: RegisteredModel | None = None
+
+    rules: ClassVar = (
+        Rule("has(self.trainingJobRef) != has(self.model)", "adapter takes exactly one of trainingJobRef and model: keep one of them",
+             lambda self: (self.training_job_ref is None) != (self.model is None)),
+    )  # fmt: skip
+
+
+HttpUrl = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^https?://.+$")]
+
+
+class Endpoint(Model):
+    """OpenAI-compatible engines that run elsewhere. `urls` end in /v1; `name` is the model's name there."""
+
+    urls: Annotated[tuple[HttpUrl, ...], Field(min_length=1, max_length=64)]
+    name: Line
+    secret_ref: SecretRef | None = None
+
+
+class ServedModel(Model):
+    """Who answers: an engine of ours with `base` and perhaps an `adapter`, or an `endpoint` that runs elsewhere."""
+
+    base: ModelSource | None = None
+    adapter: Adapter | None = None
+    endpoint: Endpoint | None = None
+
+    rules: ClassVar = (
+        Rule("has(self.base) != has(self.endpoint)", "model takes exactly one of base and endpoint: keep one of them",
+             lambda self: (self.base is None) != (self.endpoint is None)),
+        Rule("!has(self.adapter) || has(self.base)", "model.adapter needs model.base: say which model the adapter belongs to",
+             lambda self: self.adapter is None or self.base is not None),
+    )  # fmt: skip
+
+
+OWN_ARGS = frozenset(
+    {
+        "--model",
+        "--host",
+        "--port",
+        "--served-model-name",
+        "--api-key",
+        "--max-model-len",
+        "--dtype",
+        "--gpu-memory-utilization",
+        "--tensor-parallel-size",
+        "--enable-lora",
+    }
+)
+
+
+class Engine(Model):
+    """How vLLM runs; names are vLLM's. `extraArgs` are passed on as they are, for example "--enable-prefix-caching"."""
+
+    max_model_len: Annotated[int, Field(ge=128, le=10_000_000)] | None = None
+    dtype: Dtype = Dtype.AUTO
+    gpu_memory_utilization: PositiveDecimal | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    extra_args: Annotated[tuple[Line, ...], Field(max_length=64)] = ()
+
+    rules: ClassVar = (
+        Rule("!has(self.gpuMemoryUtilization) || (double(self.gpuMemoryUtilization) > 0.0 && double(self.gpuMemoryUtilization) <= 1.0)",
+             "gpuMemoryUtilization is a share: write a number above 0 and up to 1, for example \"0.9\"",
+             lambda self: self.gpu_memory_utilization is None or 0 < decimal(self.gpu_memory_utilization) <= 1),
+        Rule("!has(self.extraArgs) || self.extraArgs.all(a, !a.matches('^--(model|host|port|served-model-name|api-key|max-model-len|dtype|"
+             "gpu-memory-utilization|tensor-parallel-size|enable-lora)(=.*)?$'))",
+             "extraArgs repeats an option that llmops sets itself: use the field of engine or model, and remove it from extraArgs",
+             lambda self: not any(arg.partition("=")[0] in OWN_ARGS for arg in self.extra_args)),
+    )  # fmt: skip
+
+
+class ServedIndex(Model):
+    """An index that answers are looked up in; `name` of the entry is the EmbeddingIndex's."""
+
+    index_ref: ObjectRef
+    description: Annotated[str, Field(max_length=1024)] = ""
+
+
+class Retrieval(Model):
+    """How sources are found: of `candidates` chunks the best `topK` go into the prompt, as far as `contextTokens` reaches.
+
+    `minScore` is the least similarity (cosine of query and chunk, -1 to 1) of a chunk that may be cited; in mode Sparse the
+    least BM25 score.
+    """
+
+    mode: RetrievalMode = RetrievalMode.HYBRID
+    candidates: Annotated[int, Field(ge=1, le=1000)] = 30
+    top_k: Annotated[int, Field(ge=1, le=100)] = 5
+    min_score: DecimalString = "0"
+    context_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
+
+    rules: ClassVar = (
+        Rule("self.topK <= self.candidates", "topK may not be above candidates: lower topK or raise candidates",
+             lambda self: self.top_k <= self.candidates),
+    )  # fmt: skip
+
+
+class Prompt(Model):
+    """What the model is told. `template` holds {sources} and {question}."""
+
+    system: Text = (
+        "Answer from the numbered sources only. After each fact write the number of its source, like [1]. "
+        "If the sources do not hold the answer, say so."
+    )
+    template: Text = "Sources:\n\n{sources}\n\nQuestion: {question}"
+
+    rules: ClassVar = (
+        Rule("self.template.contains('{sources}') && self.template.contains('{question}')",
+             "prompt.template must hold both {sources} and {question}",
+             lambda self: "{sources}" in self.template and "{question}" in self.template),
+    )  # fmt: skip
+
+
+BY_INDEX: dict[str, object] = {"x-kubernetes-list-type": "atomic"}
+
+
+class RagServiceSpec(Model):
+    """What the service answers with, freely editable: a change is taken over without losing a request."""
+
+    model: ServedModel
+    engine: Engine = Engine()
+    indexes: Annotated[tuple[ServedIndex, ...], Field(max_length=16, json_schema_extra=BY_INDEX)] = ()
+    retrieval: Retrieval = Retrieval()
+    prompt: Prompt = Prompt()
+    replicas: Annotated[int, Field(ge=1, le=256)] = 1
+    suspend: bool = False
+
+    rules: ClassVar = (
+        Rule("!has(self.indexes) || self.indexes.all(a, self.indexes.exists_one(b, a.indexRef.name == b.indexRef.name))",
+             "two entries of indexes name the same EmbeddingIndex: remove one of them",
+             lambda self: len({index.index_ref.name for index in self.indexes}) == len(self.indexes)),
+    )  # fmt: skip
+
+
+class RagServiceCondition(StrEnum):
+    """The aspects of a RagService; `Ready` sums the others up."""
+
+    ACCEPTED = "Accepted"
+    MODEL_RESOLVED = "ModelResolved"
+    INDEXES_RESOLVED = "IndexesResolved"
+    ENGINE_READY = "EngineReady"
+    GATEWAY_READY = "GatewayReady"
+    LINEAGE_RECORDED = "LineageRecorded"
+    SUSPENDED = "Suspended"
+    READY = "Ready"
+
+
+class IndexInUse(Model):
+    """An index and the version of it that answers."""
+
+    name: Name
+    collection: str
+
+
+class ModelInUse(Model):
+    """The model that answers: its name at the engine, and the registered version when there is one."""
+
+    name: str
+    version: str | None = None
+
+
+class RagServiceStatus(Model):
+    """What answers, and where."""
+
+    observed_generation: int = 0
+    conditions: Conditions = ()
+    phase: str = "Pending"
+    url: str | None = None
+    revision: str | None = None
+    model: ModelInUse | None = None
+    indexes: Annotated[tuple[IndexInUse, ...], Field(max_length=16, json_schema_extra=BY_NAME)] = ()
+    replicas: int = 0
+    ready_replicas: int = 0
+    progress: Progress | None = None
+    attempts: Annotated[tuple[Attempt, ...], Field(max_length=16)] = ()
+    run_id: str | None = None
+    run_url: str | None = None
+
+
+class RagService(Model):
+    """An answering service: model, adapter, indexes and prompt behind an OpenAI-compatible endpoint."""
+
+    api_version: Literal["llmops.dev/v1alpha1"] = API_VERSION
+    kind: Literal["RagService"] = "RagService"
+    metadata: ObjectMeta
+    spec: RagServiceSpec
+    status: RagServiceStatus = RagServiceStatus()

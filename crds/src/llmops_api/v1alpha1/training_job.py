@@ -1,0 +1,271 @@
+"""TrainingJob: one training run, from data and a base model to a registered, evaluated model version."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from llmops_api.v1alpha1.meta import (
+    API_VERSION,
+    Attempt,
+    Compute,
+    Conditions,
+    DataSource,
+    DecimalString,
+    Line,
+    Model,
+    ModelUri,
+    ObjectMeta,
+    PositiveDecimal,
+    Progress,
+    Rule,
+    Text,
+    decimal,
+)
+
+
+class Method(StrEnum):
+    """How the model learns."""
+
+    SFT = "SFT"
+
+
+class DataFormat(StrEnum):
+    """The shape of a line of training data."""
+
+    MESSAGES = "Messages"
+    PROMPT_COMPLETION = "PromptCompletion"
+
+
+class Scheduler(StrEnum):
+    """How the learning rate moves after the warm-up."""
+
+    COSINE = "Cosine"
+    LINEAR = "Linear"
+    CONSTANT = "Constant"
+
+
+class Precision(StrEnum):
+    """The number format that the model is trained in."""
+
+    BF16 = "BF16"
+    FP32 = "FP32"
+
+
+class GateMetric(StrEnum):
+    """What the gate looks at. An improvement of `Loss` is a fall, of `TokenF1` a rise."""
+
+    LOSS = "Loss"
+    TOKEN_F1 = "TokenF1"
+
+
+class BaseModelSource(Model):
+    """The model that the training starts from."""
+
+    uri: ModelUri
+    revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
+class TrainingData(Model):
+    """What is trained on. `maxLength` is in tokens; longer examples are cut. With `packing` short examples share a row."""
+
+    train: DataSource
+    format: DataFormat = DataFormat.MESSAGES
+    max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 1024
+    packing: bool = False
+    system_prompt: Text | None = None
+
+
+class Lora(Model):
+    """Low-rank adapters beside frozen weights; names and defaults are PEFT's where PEFT has one."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
+    dropout: PositiveDecimal = "0"
+    target_modules: Annotated[tuple[Line, ...], Field(min_length=1, max_length=64)] = ("all-linear",)
+
+    rules: ClassVar = (
+        Rule("double(self.dropout) < 1.0", "dropout is a share: write a number below 1, for example \"0.05\"",
+             lambda self: decimal(self.dropout) < 1),
+    )  # fmt: skip
+
+
+class FullTuning(Model):
+    """All weights are trained."""
+
+
+class Tuning(Model):
+    """Which weights are trained: exactly one of `lora` and `full`."""
+
+    lora: Lora | None = None
+    full: FullTuning | None = None
+
+    rules: ClassVar = (
+        Rule("has(self.lora) != has(self.full)", "tuning takes exactly one of lora and full: keep one and remove the other",
+             lambda self: (self.lora is None) != (self.full is None)),
+    )  # fmt: skip
+
+
+class Hyperparameters(Model):
+    """How the training goes. `batchSize` is examples a worker and step; exactly one of `epochs` and `maxSteps`."""
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    learning_rate: PositiveDecimal = "2e-4"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    warmup_ratio: PositiveDecimal = "0.03"
+    scheduler: Scheduler = Scheduler.COSINE
+    weight_decay: PositiveDecimal = "0"
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    precision: Precision = Precision.BF16
+
+    rules: ClassVar = (
+        Rule("has(self.epochs) != has(self.maxSteps)", "hyperparameters takes exactly one of epochs and maxSteps: keep one of them",
+             lambda self: (self.epochs is None) != (self.max_steps is None)),
+        Rule("double(self.learningRate) > 0.0", "learningRate must be above 0, for example \"2e-4\"",
+             lambda self: decimal(self.learning_rate) > 0),
+        Rule("double(self.warmupRatio) < 1.0", "warmupRatio is a share of all steps: write a number below 1, for example \"0.03\"",
+             lambda self: decimal(self.warmup_ratio) < 1),
+    )  # fmt: skip
+
+
+class Checkpoint(Model):
+    """How often the state of the training is kept, and how many of these are kept."""
+
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+
+
+class TrainingGate(Model):
+    """What a model has to show to get its alias: `metric` on the domain set better by `minImprovement`, and on the general
+    set worse by at most `maxGeneralRegression` (both absolute, in the metric's own unit; loss is in nats a token).
+    """
+
+    metric: GateMetric = GateMetric.LOSS
+    min_improvement: DecimalString = "0"
+    max_general_regression: PositiveDecimal | None = None
+
+
+class Evaluation(Model):
+    """Held-out data on which the model is measured before and after the training."""
+
+    domain: DataSource
+    general: DataSource | None = None
+    gate: TrainingGate | None = None
+
+    rules: ClassVar = (
+        Rule("!has(self.gate) || !has(self.gate.maxGeneralRegression) || has(self.general)",
+             "gate.maxGeneralRegression needs evaluation.general: name a general set, or remove maxGeneralRegression",
+             lambda self: self.gate is None or self.gate.max_general_regression is None or self.general is not None),
+    )  # fmt: skip
+
+
+class Output(Model):
+    """The registered model that the result becomes a version of. `aliasOnPass` is moved to it when the gate passes."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9][-._a-zA-Z0-9]*$")]
+    alias_on_pass: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-zA-Z][-_a-zA-Z0-9]*$")] | None = (
+        "champion"
+    )
+
+    rules: ClassVar = (
+        Rule("!has(self.aliasOnPass) || !self.aliasOnPass.matches('^(latest|v[0-9]+)$')",
+             "aliasOnPass may not be latest or v1, v2, …, which MLflow keeps for itself: write another word, for example champion",
+             lambda self: self.alias_on_pass is None or not _reserved(self.alias_on_pass)),
+    )  # fmt: skip
+
+
+def _reserved(alias: str) -> bool:
+    return alias == "latest" or (alias[0] == "v" and alias[1:].isdigit())
+
+
+class TrainingJobSpec(Model):
+    """What to train. Immutable but for `suspend`: another data set or parameter is another run, so another TrainingJob."""
+
+    method: Method = Method.SFT
+    base_model: BaseModelSource
+    data: TrainingData
+    tuning: Tuning = Tuning(lora=Lora())
+    hyperparameters: Hyperparameters
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation | None = None
+    output: Output
+    compute: Compute = Compute()
+    suspend: bool = False
+    backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+
+
+class TrainingJobCondition(StrEnum):
+    """The aspects of a TrainingJob; `Succeeded` sums the others up."""
+
+    ACCEPTED = "Accepted"
+    TRAINED = "Trained"
+    GATE_PASSED = "GatePassed"
+    REGISTERED = "Registered"
+    LINEAGE_RECORDED = "LineageRecorded"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+
+
+class Scores(Model):
+    """What a model reached on one data set: loss in nats a token, perplexity = exp(loss), token F1 of greedy answers."""
+
+    examples: int
+    loss: DecimalString
+    perplexity: DecimalString
+    token_f1: DecimalString
+
+
+class ScoreTable(Model):
+    """The scores on the two data sets."""
+
+    domain: Scores
+    general: Scores | None = None
+
+
+class EvaluationStatus(Model):
+    """The scores before and after the training, and what the gate made of them."""
+
+    before: ScoreTable
+    after: ScoreTable
+    gate_passed: bool
+    gate_message: Annotated[str, Field(max_length=1024)]
+
+
+class ModelVersion(Model):
+    """A version in MLflow's model registry."""
+
+    name: str
+    version: str
+    alias: str | None = None
+    adapter: bool = True
+
+
+class TrainingJobStatus(Model):
+    """What became of the run so far."""
+
+    observed_generation: int = 0
+    conditions: Conditions = ()
+    phase: str = "Pending"
+    start_time: str | None = None
+    completion_time: str | None = None
+    run_id: str | None = None
+    run_url: str | None = None
+    progress: Progress | None = None
+    attempts: Annotated[tuple[Attempt, ...], Field(max_length=128)] = ()
+    evaluation: EvaluationStatus | None = None
+    model: ModelVersion | None = None
+
+
+class TrainingJob(Model):
+    """One training run: data, base model and method in; a registered, evaluated model version out."""
+
+    api_version: Literal["llmops.dev/v1alpha1"] = API_VERSION
+    kind: Literal["TrainingJob"] = "TrainingJob"
+    metadata: ObjectMeta
+    spec: TrainingJobSpec
+    status: TrainingJobStatus = TrainingJobStatus()

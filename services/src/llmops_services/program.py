@@ -1,0 +1,123 @@
+"""How every program begins and ends: its config file, its progress and result files, and its documented exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from llmops_api.programs import Env, ExitCode, Failure
+from llmops_api.v1alpha1.meta import Model, Progress
+
+log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class UserError(Exception):
+    """The user's mistake: never retried. The message says what is wrong, where, and what to write instead."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TryAgain(Exception):
+    """Something outside did not answer; the same again later may work."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def load_config(model: type[C], path: str | os.PathLike[str]) -> C:
+    """Read and check a JSON config file. Raises `UserError` that names file and field."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            "ConfigMissing", f"{path}: cannot be read ({error.strerror}); give the path of a JSON file"
+        ) from error
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise UserError("ConfigInvalid", f"{path}: {faults}") from error
+
+
+def write_json(path: str | os.PathLike[str], value: Model) -> None:
+    """Write aside and rename, so that a reader never sees half a file."""
+    target = Path(path)
+    aside = target.with_name(f"{target.name}.{os.getpid()}.new")
+    aside.write_text(json.dumps(value.dump()), encoding="utf-8")
+    aside.replace(target)
+
+
+class ProgressReporter:
+    """Writes samples of the progress to `Env.PROGRESS_FILE` at most twice a second, and every change of `doing`."""
+
+    def __init__(self) -> None:
+        self._path = os.environ.get(Env.PROGRESS_FILE)
+        self._written = float("-inf")
+        self._doing = ""
+
+    def report(self, progress: Progress) -> None:
+        """Take a sample. One that cannot be written is dropped: progress is never worth failing for."""
+        now = time.monotonic()
+        if self._path is None or (
+            progress.doing == self._doing and now - self._written < 0.5 and progress.percent < 100
+        ):
+            return
+        self._written, self._doing = now, progress.doing
+        try:
+            write_json(self._path, progress)
+        except OSError as error:
+            log.warning("cannot write progress to %s: %s", self._path, error)
+
+
+def run_program(main: Callable[[str], BaseModel | None]) -> None:
+    """Run `main(config_path)` and leave with the exit code that its end calls for, its result or `Failure` written."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if len(sys.argv) != 2:
+        print(f"usage: python -m {main.__module__.removesuffix('.__main__')} CONFIG.json", file=sys.stderr)
+        sys.exit(ExitCode.USER_ERROR)
+    try:
+        result = main(sys.argv[1])
+    except UserError as error:
+        _fail(ExitCode.USER_ERROR, error.reason, str(error))
+    except TryAgain as error:
+        _fail(ExitCode.TRY_AGAIN, error.reason, str(error))
+    except MemoryError as error:
+        _fail(
+            ExitCode.OUT_OF_MEMORY,
+            "OutOfMemory",
+            str(error) or "not enough memory: lower batchSize or the lengths, or give more memory",
+        )
+    except OSError as error:
+        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+            raise
+        _fail(
+            ExitCode.TRY_AGAIN,
+            "DiskFull",
+            f"{error.filename or 'a file'}: no space left on the disk; free some, it goes on by itself",
+        )
+    else:
+        if isinstance(result, Model) and (path := os.environ.get(Env.RESULT_FILE)):
+            write_json(path, result)
+
+
+def _fail(code: ExitCode, reason: str, message: str) -> None:
+    log.error("%s: %s", reason, message)
+    if path := os.environ.get(Env.RESULT_FILE):
+        try:
+            write_json(path, Failure(reason=reason, message=message[:3000]))
+        except OSError as error:
+            log.warning("cannot write the result to %s: %s", path, error)
+    sys.exit(code)
