@@ -1,0 +1,376 @@
+"""One collection: one folder, one shard of Edge, one lock for its writers, none for its readers.
+
+    collections/NAME-1a2b3c4d/collection.json   name, schema, and which shard is the current one; replaced durably
+    collections/NAME-1a2b3c4d/shard-5e6f7a8b/   Edge's files; another one appears here when an optimized copy takes over
+
+Edge logs every operation before it applies it and replays the log when it is opened: what was acknowledged outlives a killed
+process. Log and segments are synced to the disk every few seconds, as by a Qdrant server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import orjson
+import qdrant_edge as edge
+
+from .errors import StoreError, disk_full, from_engine, malformed, not_found
+from .files import copy_sparse, free_bytes, sync_directory, used_bytes, write_durably
+from .optimizer import optimize_copy
+from .schema import OPTIMIZER_DEFAULTS, CollectionSchema, edge_config
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Build = Callable[[CollectionSchema], tuple[list[edge.UpdateOperation], int]]
+"""Makes a write for a schema: the operations, and how many points they bring (to know when an index is worth building)."""
+
+DESCRIPTION = "collection.json"
+RESERVE_BYTES = 64 * 2**20
+"""Free space below which writes are refused. Edge writes through mapped files: with the disk full, the system would kill the
+process instead of failing the write."""
+_GROWTH = 8
+"""Bytes on the disk, at most, per byte of a request's JSON: log, vectors, payload, indexes."""
+_JOURNAL_BYTES = 64 * 2**20
+_QUIET_S = 2.0
+_PATIENCE_S = 30.0
+_CHANGED_SHARE = 0.2
+
+
+@contextmanager
+def reading_request() -> Iterator[None]:
+    """Turn what goes wrong on a body of another shape into 400."""
+    try:
+        yield
+    except KeyError as error:
+        raise malformed(f"missing field {error}") from error
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+        raise malformed(str(error).splitlines()[0]) from error
+
+
+class Collection:
+    """A collection that is open, or opens itself at its first use. All methods belong to the event loop's thread.
+
+    `executor` runs what blocks; `scratch` is a folder on the same disk for copies.
+    """
+
+    def __init__(self, folder: Path, *, executor: Executor, scratch: Path) -> None:
+        description = orjson.loads((folder / DESCRIPTION).read_bytes())
+        self.name: str = description["name"]
+        self.folder = folder
+        self.schema = CollectionSchema.model_validate(description["schema"])
+        self._shard_folder = folder / description["shard"]
+        self._optimized_points: int = description["optimized_points"]
+        self._executor = executor
+        self._scratch = scratch
+        self._shard: edge.EdgeShard | None = None
+        self._dropped = False
+        self._dirty = False
+        self._opening = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._written = asyncio.Event()
+        self._unindexed = 0
+        self._writes = 0
+        self._journal: _Journal | None = None
+        self._optimization: asyncio.Task[None] | None = None
+
+    @staticmethod
+    def build(folder: Path, name: str, schema: CollectionSchema) -> None:
+        """Write an empty collection into a new folder (blocks)."""
+        shard = f"shard-{uuid4().hex[:8]}"
+        (folder / shard).mkdir(parents=True)
+        try:
+            edge.EdgeShard.create(str(folder / shard), edge_config(schema)).close()
+        except Exception as error:
+            raise from_engine(error) from error
+        _describe(folder, name, schema, shard, optimized_points=0)
+        sync_directory(folder)
+
+    @property
+    def optimizing(self) -> bool:
+        """Whether a better index is being built beside the one that answers."""
+        return self._journal is not None
+
+    async def read(self, ask: Callable[[edge.EdgeShard], T]) -> T:
+        """Run `ask` on the shard in a thread. Readers wait for nobody."""
+        shard = await self._open()
+        return await self._in_thread(_asking, ask, shard)
+
+    async def write(self, build: Build, *, size: int) -> int:
+        """Apply the operations that `build` makes in a thread, in the order in which writers came; returns the write's number.
+
+        `size`: bytes of the request.
+        """
+        await self._open()
+        async with self._writing:
+            shard = await self._open()
+            self._dirty = True
+            self._unindexed += await self._in_thread(self._apply, shard, build, size)
+            self._written.set()
+            if self._optimization is None and self._wants_optimization():
+                self._optimization = asyncio.create_task(self._optimize())
+            self._writes += 1
+            return self._writes - 1
+
+    async def change_schema(self, change: Callable[[CollectionSchema], CollectionSchema]) -> None:
+        """Replace the schema durably."""
+        async with self._writing:
+            if self._dropped:
+                raise self._gone()
+            schema = change(self.schema)
+            await self._in_thread(self._describe, schema)
+            self.schema = schema
+
+    def remove_leftovers(self) -> None:
+        """Remove shards that never became, or no longer are, the current one (blocks)."""
+        for path in self.folder.glob("shard-*"):
+            if path != self._shard_folder:
+                shutil.rmtree(path, ignore_errors=True)
+
+    async def flush(self) -> None:
+        """Sync what was written since the last flush."""
+        shard, dirty = self._shard, self._dirty
+        if shard is None or not dirty:
+            return
+        self._dirty = False
+        try:
+            await self._in_thread(shard.flush)
+        except Exception as error:
+            self._dirty = True
+            log.error("%s: cannot be flushed: %s", self.name, error)
+
+    async def close(self) -> None:
+        """Flush and let go of the files. Nothing may be asked of the collection afterwards."""
+        await self._stop_optimizing()
+        async with self._writing, self._opening:
+            self._dropped = True
+            shard, self._shard = self._shard, None
+            if shard is not None:
+                await self._in_thread(shard.close)
+
+    async def drop(self) -> Path:
+        """Take the folder out of the collections, durably, and let go of it; returns where it lies now, to be removed."""
+        await self._stop_optimizing()
+        async with self._writing, self._opening:
+            if self._dropped:
+                raise self._gone()
+            grave = self._scratch / uuid4().hex
+            await self._in_thread(_move, self.folder, grave)
+            self._dropped = True
+            await self._let_go()
+            return grave
+
+    async def _let_go(self, successor: edge.EdgeShard | None = None) -> None:
+        """Drop the reference to the shard in a thread: with the last one Edge flushes and closes, which takes a moment."""
+        references = [self._shard]
+        self._shard = successor
+        await self._in_thread(references.clear)
+
+    def _gone(self) -> StoreError:
+        return not_found(f"Collection `{self.name}` doesn't exist!")
+
+    async def _open(self) -> edge.EdgeShard:
+        if self._shard is not None:
+            return self._shard
+        async with self._opening:
+            if self._dropped:
+                raise self._gone()
+            if self._shard is None:
+                self._shard = await self._in_thread(_load, self.name, self._shard_folder)
+                points = await self._in_thread(lambda shard: shard.info().points_count, self._shard)
+                self._unindexed = max(0, points - self._optimized_points)
+            return self._shard
+
+    def _apply(self, shard: edge.EdgeShard, build: Build, size: int) -> int:
+        with reading_request():
+            operations, points = build(self.schema)
+        if free_bytes(self.folder) < RESERVE_BYTES + _GROWTH * size:
+            raise disk_full(
+                f"the disk of {self.folder} has less than {(RESERVE_BYTES + _GROWTH * size) >> 20} MiB left; "
+                "free some and send the request again, nothing was written"
+            )
+        for operation in operations:
+            failed = True
+            try:
+                shard.update(operation)
+                failed = False
+            except BaseException as error:  # a panic of the engine is no Exception
+                raise from_engine(error) from error
+            finally:
+                if self._journal is not None:
+                    self._journal.add(operation, failed=failed, size=size // len(operations))
+        return points
+
+    def _wants_optimization(self) -> bool:
+        threshold = OPTIMIZER_DEFAULTS["indexing_threshold"]
+        if self.schema.optimizers_config and self.schema.optimizers_config.indexing_threshold is not None:
+            threshold = self.schema.optimizers_config.indexing_threshold
+        return (
+            threshold > 0
+            and self._unindexed * self.schema.vector_bytes >= threshold * 1024
+            and self._unindexed >= _CHANGED_SHARE * self._optimized_points
+        )
+
+    async def _optimize(self) -> None:
+        """Build the index in a copy, replay what was written meanwhile, and put the copy in the shard's place."""
+        work = self._scratch / uuid4().hex
+        try:
+            await self._quiet()
+            async with self._writing:
+                points = await self._in_thread(self._copy, work / "shard")
+                self._journal = journal = _Journal(_JOURNAL_BYTES)
+                self._unindexed = 0
+            await journal.guard(optimize_copy(work / "shard", self.folder / DESCRIPTION))
+            await self._take_over(work / "shard", journal, points)
+        except Exception as error:
+            log.warning("%s: not optimized, the shard stays as it is: %s", self.name, error)
+        finally:
+            self._journal = None
+            self._optimization = None
+            self._executor.submit(shutil.rmtree, work, ignore_errors=True)
+
+    async def _quiet(self) -> None:
+        """Return when nobody wrote for a moment, or when waiting for that took too long."""
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _PATIENCE_S
+        while loop.time() < patience:
+            self._written.clear()
+            try:
+                await asyncio.wait_for(self._written.wait(), _QUIET_S)
+            except TimeoutError:
+                return
+
+    def _copy(self, target: Path) -> int:
+        shard = self._shard
+        if shard is None:
+            raise RuntimeError("the collection is closed")
+        shard.flush()
+        needed, free = 3 * used_bytes(self._shard_folder) + RESERVE_BYTES, free_bytes(self._scratch)
+        if free < needed:
+            raise RuntimeError(f"that takes {needed >> 20} MiB of free space, there are {free >> 20}")
+        copy_sparse(self._shard_folder, target)
+        return int(shard.info().points_count)
+
+    async def _take_over(self, optimized: Path, journal: _Journal, points: int) -> None:
+        old, fresh = self._shard_folder, self.folder / f"shard-{uuid4().hex[:8]}"
+        await self._in_thread(_move, optimized, fresh)
+        shard = await self._in_thread(_load, self.name, fresh)
+        await self._in_thread(journal.replay, shard)
+        async with self._writing:
+            await self._in_thread(journal.replay, shard)
+            await self._in_thread(shard.flush)
+            # From here on `fresh` may be the current one on the disk: it is not removed whatever happens. A copy that did
+            # not become the current one is removed when the store starts.
+            await self._in_thread(self._describe, self.schema, fresh.name, points)
+            self._shard_folder, self._optimized_points = fresh, points
+            await self._let_go(shard)
+        self._executor.submit(shutil.rmtree, old, ignore_errors=True)
+        log.info("%s: optimized %d points", self.name, points)
+
+    async def _stop_optimizing(self) -> None:
+        if (task := self._optimization) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _describe(
+        self, schema: CollectionSchema, shard: str | None = None, optimized_points: int | None = None
+    ) -> None:
+        _describe(
+            self.folder,
+            self.name,
+            schema,
+            shard or self._shard_folder.name,
+            self._optimized_points if optimized_points is None else optimized_points,
+        )
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+
+class _Journal:
+    """What was written while a copy is being optimized: bounded, since it lies in memory."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._entries: deque[tuple[edge.UpdateOperation, bool]] = deque()
+        self._full = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, operation: edge.UpdateOperation, *, failed: bool, size: int) -> None:
+        """Note an operation (in a writer's thread)."""
+        self._left -= size
+        if self._left >= 0:
+            self._entries.append((operation, failed))
+        else:
+            self._entries.clear()
+            self._loop.call_soon_threadsafe(self._full.set)
+
+    async def guard(self, optimization: Coroutine[Any, Any, None]) -> None:
+        """Wait for `optimization`; give it up when there was more written than can be noted."""
+        running, full = asyncio.create_task(optimization), asyncio.create_task(self._full.wait())
+        try:
+            await asyncio.wait({running, full}, return_when=asyncio.FIRST_COMPLETED)
+            self._check()
+            await running
+        finally:
+            for task in (running, full):
+                task.cancel()
+            await asyncio.wait({running, full})
+
+    def replay(self, shard: edge.EdgeShard) -> None:
+        """Apply what was noted so far, in a thread. An operation that failed the first time may fail again."""
+        while self._entries:
+            operation, failed = self._entries.popleft()
+            try:
+                shard.update(operation)
+            except Exception:
+                if not failed:
+                    raise
+        self._check()
+
+    def _check(self) -> None:
+        if self._left < 0:
+            raise RuntimeError("more was written meanwhile than can be caught up with; it is tried again later")
+
+
+def _asking(ask: Callable[[edge.EdgeShard], T], shard: edge.EdgeShard) -> T:
+    try:
+        return ask(shard)
+    except StoreError:
+        raise
+    except BaseException as error:  # a panic of the engine is no Exception
+        raise from_engine(error) from error
+
+
+def _load(name: str, folder: Path) -> edge.EdgeShard:
+    try:
+        return edge.EdgeShard.load(str(folder))
+    except BaseException as error:  # a panic of the engine is no Exception
+        raise StoreError(
+            500, f"Service internal error: collection {name} in {folder} cannot be opened: {error}"
+        ) from error
+
+
+def _describe(folder: Path, name: str, schema: CollectionSchema, shard: str, optimized_points: int) -> None:
+    description = {
+        "name": name,
+        "schema": schema.model_dump(exclude_none=True),
+        "shard": shard,
+        "optimized_points": optimized_points,
+    }
+    write_durably(folder / DESCRIPTION, orjson.dumps(description, option=orjson.OPT_INDENT_2))
+
+
+def _move(source: Path, target: Path) -> None:
+    source.rename(target)
+    sync_directory(source.parent)
+    sync_directory(target.parent)
