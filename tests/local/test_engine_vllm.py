@@ -1,0 +1,186 @@
+"""The engine program with real vLLM, and adapters from a real MLflow server. One engine serves all tests, in their order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+
+PEFT = """
+import sys, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+base, out, ranks = sys.argv[1], sys.argv[2], sys.argv[3:]
+for rank in ranks:
+    torch.manual_seed(int(rank))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=int(rank), target_modules="all-linear", init_lora_weights=False))
+    model.save_pretrained(f"{out}/rank{rank}")
+"""
+
+
+@dataclass
+class Engine:
+    process: subprocess.Popen[bytes]
+    url: str
+    folder: Path
+    registered: dict[int, str]
+
+    def want(self, *adapters: tuple[str, str]) -> None:
+        """Write the live file as a backend does: aside, then renamed."""
+        aside = self.folder / "config" / "adapters.new"
+        aside.write_text(json.dumps({"adapters": [{"name": name, "uri": uri} for name, uri in adapters]}))
+        aside.replace(self.folder / "config" / "adapters.json")
+
+    def models(self) -> set[str]:
+        try:
+            return {card["id"] for card in httpx.get(f"{self.url}/v1/models", timeout=5).json()["data"]}
+        except httpx.HTTPError:
+            return set()
+
+    def vllm(self) -> int:
+        """The pid of vLLM's API server, the one child of the engine program."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
+
+    def answer(self, model: str) -> str:
+        body = {"model": model, "messages": [{"role": "user", "content": "leave?"}], "temperature": 0, "max_tokens": 12}
+        return str(
+            httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60)
+            .raise_for_status()
+            .json()["choices"][0]["message"]["content"]
+        )
+
+
+def until(holds: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Wait for `holds`."""
+    start = time.monotonic()
+    while not holds():
+        assert time.monotonic() - start < seconds, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--serve-artifacts",
+    ]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+
+    def healthy() -> bool:
+        try:
+            return httpx.get(f"{url}/health").is_success
+        except httpx.HTTPError:
+            return False
+
+    try:
+        until(healthy, seconds=60, what="MLflow")
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, tiny_chat_model: Path, mlflow_url: str) -> Iterator[Engine]:
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("engine")
+    (folder / "config").mkdir()
+    subprocess.run([sys.executable, "-c", PEFT, str(tiny_chat_model), str(folder), "4", "24"], check=True, timeout=120)
+    client, registered = MlflowClient(tracking_uri=mlflow_url), {}
+    run = client.create_run(client.create_experiment("adapters"))
+    client.create_registered_model("tiny")
+    for rank in (4, 24):
+        model = client.create_logged_model(run.info.experiment_id, name=f"rank{rank}", source_run_id=run.info.run_id)
+        client.log_model_artifacts(model.model_id, str(folder / f"rank{rank}"))
+        client.finalize_logged_model(model.model_id, "READY")
+        version = client.create_model_version(
+            "tiny", source=f"models:/{model.model_id}", run_id=run.info.run_id, model_id=model.model_id
+        )
+        registered[rank] = f"mlflow://tiny/{version.version}"
+    config = {
+        "object": {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"},
+        "base": {"uri": f"file://{tiny_chat_model}"},
+        "servedName": "base",
+        "engine": {"maxModelLen": 512, "dtype": "bfloat16"},
+        "adapters": True,
+    }
+    (folder / "config" / "engine.json").write_text(json.dumps(config))
+    port = free_port()
+    env = os.environ | {"LLMOPS_PORT": str(port), "LLMOPS_HOST": "127.0.0.1", "MLFLOW_TRACKING_URI": mlflow_url}
+    env |= {"LLMOPS_CACHE_DIR": str(folder / "cache"), "LLMOPS_RESULT_FILE": str(folder / "result.json")}
+    with (folder / "log").open("wb") as log:
+        command = [sys.executable, "-m", "llmops_services.engine", "config/engine.json"]
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    started = Engine(process, f"http://127.0.0.1:{port}", folder, registered)
+    try:
+        until(lambda: "base" in started.models() or process.poll() is not None, seconds=400, what="vLLM")
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        yield started
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
+def test_an_adapter_that_is_asked_for_is_served_without_a_restart(engine: Engine) -> None:
+    vllm = engine.vllm()
+    engine.want(("tiny-v1", engine.registered[4]))
+    until(lambda: "tiny-v1" in engine.models(), seconds=30, what="the adapter")
+    assert engine.vllm() == vllm
+    assert engine.answer("tiny-v1") != engine.answer("base")
+
+
+def test_a_wrong_live_file_and_a_missing_version_leave_what_is_served_as_it_is(engine: Engine) -> None:
+    (engine.folder / "config" / "adapters.json").write_text("{half a fil")
+    time.sleep(1.5)
+    assert engine.models() == {"base", "tiny-v1"}
+    engine.want(("tiny-v1", engine.registered[4]), ("tiny-v99", "mlflow://tiny/99"))
+    until(lambda: "tiny/99" in (engine.folder / "log").read_text(), seconds=20, what="a word about version 99")
+    assert engine.models() == {"base", "tiny-v1"}
+
+
+def test_an_adapter_that_is_no_longer_asked_for_is_unloaded(engine: Engine) -> None:
+    engine.want()
+    until(lambda: engine.models() == {"base"}, seconds=10, what="the adapter to go")
+
+
+def test_an_adapter_of_a_higher_rank_makes_vllm_start_anew_with_room_for_it(engine: Engine) -> None:
+    vllm = engine.vllm()
+    engine.want(("tiny-v1", engine.registered[4]), ("tiny-v2", engine.registered[24]))
+    until(lambda: engine.models() >= {"base", "tiny-v1", "tiny-v2"}, seconds=300, what="both adapters after a restart")
+    assert engine.vllm() != vllm
+    assert "--max-lora-rank 32" in (engine.folder / "log").read_text()
+
+
+def test_when_vllm_dies_the_engine_says_so_and_leaves_to_be_started_again(engine: Engine) -> None:
+    os.kill(engine.vllm(), signal.SIGKILL)
+    assert engine.process.wait(30) == 75
+    assert json.loads((engine.folder / "result.json").read_text())["reason"] == "EngineDied"
