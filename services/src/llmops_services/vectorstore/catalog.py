@@ -12,6 +12,7 @@ there as a whole or not at all.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -25,9 +26,9 @@ from uuid import uuid4
 from llmops_services.program import TryAgain, UserError
 
 from .aliases import changed_aliases, read_aliases, write_aliases
-from .collection import DESCRIPTION, RESERVE_BYTES, Collection
-from .errors import StoreError, disk_full, not_found, wrong_input
-from .files import free_bytes, sync_directory
+from .collection import RESERVE_BYTES, Collection, require_space
+from .errors import StoreError, not_found, wrong_input
+from .files import sync_directory
 from .schema import CollectionSchema
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class Catalog:
             (folder / "collections").mkdir(parents=True, exist_ok=True)
             lock = _take(folder)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
             raise UserError(
                 "FolderUnusable", f"folder: {folder} cannot be used ({error.strerror}); give one that can be written"
             ) from error
@@ -75,10 +78,11 @@ class Catalog:
         return catalog
 
     def _list(self, path: Path) -> None:
-        if not (path / DESCRIPTION).exists():
-            log.error("%s is no collection: it has no %s; move it away", path, DESCRIPTION)
+        try:
+            collection = Collection(path, executor=self._executor, scratch=self._scratch)
+        except (OSError, KeyError, ValueError) as error:
+            log.error("%s is left out, it cannot be read as a collection: %s", path, error)
             return
-        collection = Collection(path, executor=self._executor, scratch=self._scratch)
         collection.remove_leftovers()
         self.collections[collection.name] = collection
 
@@ -111,10 +115,7 @@ class Catalog:
             raise wrong_input(f"Can't create collection with name {name}. Alias with the same name already exists")
 
     def _build(self, aside: Path, name: str, schema: CollectionSchema) -> None:
-        if (free := free_bytes(self._folder)) < RESERVE_BYTES:
-            raise disk_full(
-                f"the disk of {self._folder} has {free >> 20} MiB left, a collection needs {RESERVE_BYTES >> 20}; free some"
-            )
+        require_space(self._folder, RESERVE_BYTES)
         Collection.build(aside, name, schema)
 
     async def delete(self, name: str) -> bool:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +24,8 @@ import qdrant_edge as edge
 
 from .errors import StoreError, disk_full, from_engine, malformed, not_found
 from .files import copy_sparse, free_bytes, sync_directory, used_bytes, write_durably
-from .optimizer import optimize_copy
-from .schema import OPTIMIZER_DEFAULTS, CollectionSchema, edge_config
+from .optimizer import Journal, optimize_copy, quiet, worth_optimizing
+from .schema import CollectionSchema, edge_config
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +39,15 @@ RESERVE_BYTES = 64 * 2**20
 process instead of failing the write."""
 _GROWTH = 8
 """Bytes on the disk, at most, per byte of a request's JSON: log, vectors, payload, indexes."""
-_JOURNAL_BYTES = 64 * 2**20
-_QUIET_S = 2.0
-_PATIENCE_S = 30.0
-_CHANGED_SHARE = 0.2
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise 507 where the disk of `folder` has less than `needed` bytes left."""
+    if free_bytes(folder) < needed:
+        raise disk_full(
+            f"the disk of {folder} has less than {needed >> 20} MiB left; free some and send the request again, "
+            "nothing was written"
+        )
 
 
 @contextmanager
@@ -53,7 +57,7 @@ def reading_request() -> Iterator[None]:
         yield
     except KeyError as error:
         raise malformed(f"missing field {error}") from error
-    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise malformed(str(error).splitlines()[0]) from error
 
 
@@ -80,7 +84,7 @@ class Collection:
         self._written = asyncio.Event()
         self._unindexed = 0
         self._writes = 0
-        self._journal: _Journal | None = None
+        self._journal: Journal | None = None
         self._optimization: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -113,10 +117,13 @@ class Collection:
         await self._open()
         async with self._writing:
             shard = await self._open()
-            self._dirty = True
-            self._unindexed += await self._in_thread(self._apply, shard, build, size)
+            try:
+                points = await self._in_thread(self._apply, shard, build, size)
+            finally:
+                self._dirty = True
+            self._unindexed += points
             self._written.set()
-            if self._optimization is None and self._wants_optimization():
+            if self._optimization is None and worth_optimizing(self.schema, self._unindexed, self._optimized_points):
                 self._optimization = asyncio.create_task(self._optimize())
             self._writes += 1
             return self._writes - 1
@@ -193,11 +200,7 @@ class Collection:
     def _apply(self, shard: edge.EdgeShard, build: Build, size: int) -> int:
         with reading_request():
             operations, points = build(self.schema)
-        if free_bytes(self.folder) < RESERVE_BYTES + _GROWTH * size:
-            raise disk_full(
-                f"the disk of {self.folder} has less than {(RESERVE_BYTES + _GROWTH * size) >> 20} MiB left; "
-                "free some and send the request again, nothing was written"
-            )
+        require_space(self.folder, RESERVE_BYTES + _GROWTH * size)
         for operation in operations:
             failed = True
             try:
@@ -210,24 +213,14 @@ class Collection:
                     self._journal.add(operation, failed=failed, size=size // len(operations))
         return points
 
-    def _wants_optimization(self) -> bool:
-        threshold = OPTIMIZER_DEFAULTS["indexing_threshold"]
-        if self.schema.optimizers_config and self.schema.optimizers_config.indexing_threshold is not None:
-            threshold = self.schema.optimizers_config.indexing_threshold
-        return (
-            threshold > 0
-            and self._unindexed * self.schema.vector_bytes >= threshold * 1024
-            and self._unindexed >= _CHANGED_SHARE * self._optimized_points
-        )
-
     async def _optimize(self) -> None:
         """Build the index in a copy, replay what was written meanwhile, and put the copy in the shard's place."""
         work = self._scratch / uuid4().hex
         try:
-            await self._quiet()
+            await quiet(self._written)
             async with self._writing:
                 points = await self._in_thread(self._copy, work / "shard")
-                self._journal = journal = _Journal(_JOURNAL_BYTES)
+                self._journal = journal = Journal()
                 self._unindexed = 0
             await journal.guard(optimize_copy(work / "shard", self.folder / DESCRIPTION))
             await self._take_over(work / "shard", journal, points)
@@ -237,17 +230,6 @@ class Collection:
             self._journal = None
             self._optimization = None
             self._executor.submit(shutil.rmtree, work, ignore_errors=True)
-
-    async def _quiet(self) -> None:
-        """Return when nobody wrote for a moment, or when waiting for that took too long."""
-        loop = asyncio.get_running_loop()
-        patience = loop.time() + _PATIENCE_S
-        while loop.time() < patience:
-            self._written.clear()
-            try:
-                await asyncio.wait_for(self._written.wait(), _QUIET_S)
-            except TimeoutError:
-                return
 
     def _copy(self, target: Path) -> int:
         shard = self._shard
@@ -260,7 +242,7 @@ class Collection:
         copy_sparse(self._shard_folder, target)
         return int(shard.info().points_count)
 
-    async def _take_over(self, optimized: Path, journal: _Journal, points: int) -> None:
+    async def _take_over(self, optimized: Path, journal: Journal, points: int) -> None:
         old, fresh = self._shard_folder, self.folder / f"shard-{uuid4().hex[:8]}"
         await self._in_thread(_move, optimized, fresh)
         shard = await self._in_thread(_load, self.name, fresh)
@@ -294,52 +276,6 @@ class Collection:
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-
-
-class _Journal:
-    """What was written while a copy is being optimized: bounded, since it lies in memory."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._left = most_bytes
-        self._entries: deque[tuple[edge.UpdateOperation, bool]] = deque()
-        self._full = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def add(self, operation: edge.UpdateOperation, *, failed: bool, size: int) -> None:
-        """Note an operation (in a writer's thread)."""
-        self._left -= size
-        if self._left >= 0:
-            self._entries.append((operation, failed))
-        else:
-            self._entries.clear()
-            self._loop.call_soon_threadsafe(self._full.set)
-
-    async def guard(self, optimization: Coroutine[Any, Any, None]) -> None:
-        """Wait for `optimization`; give it up when there was more written than can be noted."""
-        running, full = asyncio.create_task(optimization), asyncio.create_task(self._full.wait())
-        try:
-            await asyncio.wait({running, full}, return_when=asyncio.FIRST_COMPLETED)
-            self._check()
-            await running
-        finally:
-            for task in (running, full):
-                task.cancel()
-            await asyncio.wait({running, full})
-
-    def replay(self, shard: edge.EdgeShard) -> None:
-        """Apply what was noted so far, in a thread. An operation that failed the first time may fail again."""
-        while self._entries:
-            operation, failed = self._entries.popleft()
-            try:
-                shard.update(operation)
-            except Exception:
-                if not failed:
-                    raise
-        self._check()
-
-    def _check(self) -> None:
-        if self._left < 0:
-            raise RuntimeError("more was written meanwhile than can be caught up with; it is tried again later")
 
 
 def _asking(ask: Callable[[edge.EdgeShard], T], shard: edge.EdgeShard) -> T:

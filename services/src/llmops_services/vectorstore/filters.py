@@ -10,6 +10,9 @@ import qdrant_edge as edge
 
 from .errors import malformed, unsupported
 
+MAX_DEPTH = 64
+"""How deep a filter or a payload may be nested. The engine's log cannot be read again from about 120 levels on, and its stack
+ends at some thousands; a Qdrant server refuses bodies from 128 levels on."""
 _CLAUSES = ("must", "should", "must_not", "min_should")
 
 
@@ -28,30 +31,34 @@ def point_id(value: Any) -> PointId:
     raise malformed(f"value {value!r} is not a valid point ID, valid values are either an unsigned integer or a UUID")
 
 
-def parse_filter(body: Any) -> edge.Filter | None:
+def parse_filter(body: Any, depth: int = MAX_DEPTH) -> edge.Filter | None:
     """A filter, or None where there is none. Raises `StoreError` that names the faulty part."""
     if body is None:
         return None
+    if depth == 0:
+        raise malformed(f"filter: nested more than {MAX_DEPTH} levels deep")
     if not isinstance(body, dict):
         raise malformed("filter: expected an object")
     if unknown := body.keys() - set(_CLAUSES):
         raise malformed(f"filter: unknown field {min(unknown)!r}, expected one of {', '.join(_CLAUSES)}")
     minimum = body.get("min_should")
     return edge.Filter(
-        must=_conditions(body.get("must")),
-        should=_conditions(body.get("should")),
-        must_not=_conditions(body.get("must_not")),
-        min_should=edge.MinShould(_conditions(minimum["conditions"]) or [], minimum["min_count"]) if minimum else None,
+        must=_conditions(body.get("must"), depth),
+        should=_conditions(body.get("should"), depth),
+        must_not=_conditions(body.get("must_not"), depth),
+        min_should=edge.MinShould(_conditions(minimum["conditions"], depth) or [], minimum["min_count"])
+        if minimum
+        else None,
     )
 
 
-def _conditions(body: Any) -> list[Any] | None:
+def _conditions(body: Any, depth: int) -> list[Any] | None:
     if body is None:
         return None
-    return [_condition(one) for one in (body if isinstance(body, list) else [body])]
+    return [_condition(one, depth - 1) for one in (body if isinstance(body, list) else [body])]
 
 
-def _condition(body: Any) -> Any:
+def _condition(body: Any, depth: int) -> Any:
     if not isinstance(body, dict):
         raise malformed("filter: a condition must be an object")
     if "key" in body:
@@ -65,10 +72,10 @@ def _condition(body: Any) -> Any:
     if "has_vector" in body:
         return edge.HasVectorCondition(body["has_vector"])
     if "nested" in body:
-        nested = parse_filter(body["nested"]["filter"]) or edge.Filter()
+        nested = parse_filter(body["nested"]["filter"], depth) or edge.Filter()
         return edge.NestedCondition(body["nested"]["key"], nested)
     if body.keys() <= set(_CLAUSES):
-        return parse_filter(body)
+        return parse_filter(body, depth)
     raise unsupported(f"the filter condition {min(body)!r}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import qdrant_edge as edge
 
 from .errors import StoreError, malformed, unsupported, wrong_input
-from .filters import parse_filter, point_id
+from .filters import MAX_DEPTH, parse_filter, point_id
 from .schema import CollectionSchema
 
 _UPDATE_MODES = {
@@ -79,6 +79,8 @@ def _points(schema: CollectionSchema, rows: Iterable[tuple[Any, Any, Any]]) -> l
     points = []
     for identity, vector, payload in rows:
         vectors = _vectors(schema, vector)
+        if payload is not None:
+            _check_depth(payload, MAX_DEPTH)
         try:
             points.append(edge.Point(point_id(identity), vectors, payload))
         except (TypeError, ValueError, OverflowError) as error:
@@ -86,6 +88,15 @@ def _points(schema: CollectionSchema, rows: Iterable[tuple[Any, Any, Any]]) -> l
                 f"point {identity}: a vector or the payload holds something else than JSON numbers"
             ) from error
     return points
+
+
+def _check_depth(value: dict[str, Any] | list[Any], left: int) -> None:
+    """The engine logs a payload of any depth, and then cannot read its log."""
+    if left == 0:
+        raise malformed(f"payload: nested more than {MAX_DEPTH} levels deep")
+    for one in value.values() if isinstance(value, dict) else value:
+        if isinstance(one, dict | list):
+            _check_depth(one, left - 1)
 
 
 def _rows(body: dict[str, Any]) -> Iterable[tuple[Any, Any, Any]]:
@@ -146,6 +157,7 @@ def _payload(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(body.get("payload"), dict):
         raise malformed("missing field `payload`")
     payload: dict[str, Any] = body["payload"]
+    _check_depth(payload, MAX_DEPTH)
     return payload
 
 

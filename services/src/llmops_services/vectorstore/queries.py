@@ -8,7 +8,7 @@ from typing import Any
 import qdrant_edge as edge
 
 from .errors import invalid, malformed, unsupported
-from .filters import parse_filter, point_id
+from .filters import MAX_DEPTH, parse_filter, point_id
 from .points import check_vector
 from .schema import CollectionSchema
 
@@ -63,7 +63,9 @@ def query_request(schema: CollectionSchema, body: dict[str, Any]) -> edge.QueryR
     )
 
 
-def _prefetches(schema: CollectionSchema, body: dict[str, Any]) -> list[edge.Prefetch]:
+def _prefetches(schema: CollectionSchema, body: dict[str, Any], depth: int = MAX_DEPTH) -> list[edge.Prefetch]:
+    if depth == 0:
+        raise malformed(f"prefetch: nested more than {MAX_DEPTH} levels deep")
     prefetches = body.get("prefetch") or []
     found = []
     for one in prefetches if isinstance(prefetches, list) else [prefetches]:
@@ -73,7 +75,7 @@ def _prefetches(schema: CollectionSchema, body: dict[str, Any]) -> list[edge.Pre
             edge.Prefetch(
                 limit=limit,
                 query=_query(schema, one, limit),
-                prefetches=_prefetches(schema, one),
+                prefetches=_prefetches(schema, one, depth - 1),
                 params=_search_params(one.get("params")),
                 filter=parse_filter(one.get("filter")),
                 score_threshold=one.get("score_threshold"),
@@ -98,17 +100,23 @@ def _query(schema: CollectionSchema, body: dict[str, Any], limit: int) -> Any:
         mmr = query.get("mmr")
         if mmr is None:
             return edge.Query.Nearest(vector, using)
+        if isinstance(vector, edge.SparseVector):
+            raise unsupported("MMR over a sparse vector")
         diversity = mmr.get("diversity")
-        relevance = 1.0 - (_DEFAULT_MMR_DIVERSITY if diversity is None else diversity)
-        return edge.Mmr(vector, relevance, mmr.get("candidates_limit") or limit, using)
+        diversity = _DEFAULT_MMR_DIVERSITY if diversity is None else diversity
+        if not 0 <= diversity <= 1:
+            raise invalid("mmr.diversity", f"value {diversity} invalid, must be from 0.0 to 1.0")
+        return edge.Mmr(vector, 1.0 - diversity, mmr.get("candidates_limit") or limit, using)
     if "fusion" in query:
         if query["fusion"] not in _FUSIONS:
             raise malformed(f"unknown fusion {query['fusion']!r}, expected one of {', '.join(_FUSIONS)}")
         return edge.Fusion.Dbsf() if query["fusion"] == "dbsf" else edge.Fusion.Rrf(k=_DEFAULT_RRF_K)
     if "rrf" in query:
         rrf = query["rrf"]
-        k = rrf.get("k")
-        return edge.Fusion.Rrf(k=_DEFAULT_RRF_K if k is None else k, weights=rrf.get("weights"))
+        k = _DEFAULT_RRF_K if rrf.get("k") is None else rrf["k"]
+        if k < 1:
+            raise invalid("rrf.k", f"value {k} invalid, must be 1 or larger")
+        return edge.Fusion.Rrf(k=k, weights=rrf.get("weights"))
     if "order_by" in query:
         return order_by(query["order_by"])
     if "sample" in query:

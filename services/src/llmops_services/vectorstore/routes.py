@@ -13,9 +13,10 @@ from .catalog import Catalog
 from .collection import Collection, reading_request
 from .errors import StoreError, malformed, not_found
 from .filters import point_id
+from .payload_indexes import payload_index
 from .points import OPERATIONS, batch, points_written
 from .queries import count_request, facet_request, query_request, record_json, scored_json, scroll_request, with_payload
-from .schema import CollectionSchema, collection_info, parse_schema, payload_index, update_schema
+from .schema import CollectionSchema, collection_info, parse_schema, update_schema
 
 _MAX_BODY_BYTES = 32 * 2**20
 
@@ -120,7 +121,9 @@ async def _delete_index(catalog: Catalog, request: Request) -> Any:
 
 
 def _read(answer: Callable[[CollectionSchema, Body], Callable[[edge.EdgeShard], Any]]) -> Handler:
-    """A route that asks. `answer` reads the body and returns what to ask the shard; both run in a thread."""
+    """A route that asks. `answer` reads the body and returns what to ask the shard; both run in a thread, as does the encoding
+    of the answer: a page of points with vectors is megabytes.
+    """
 
     async def handler(catalog: Catalog, request: Request) -> Any:
         body = await _bytes(request)
@@ -129,7 +132,7 @@ def _read(answer: Callable[[CollectionSchema, Body], Callable[[edge.EdgeShard], 
         def ask(shard: edge.EdgeShard) -> Any:
             with reading_request():
                 asked = answer(collection.schema, _parsed(body))
-            return asked(shard)
+            return orjson.Fragment(orjson.dumps(asked(shard)))
 
         return await collection.read(ask)
 
