@@ -204,6 +204,7 @@ class EmbeddingIndexStatus(Model):
     last_sync: SyncCounts | None = None
     rejected: Annotated[tuple[RejectedDocument, ...], Field(max_length=20)] = ()
     rejected_count: int = 0
+    embedding_model_digest: str | None = None
     progress: Progress | None = None
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=16)] = ()
     run_id: str | None = None

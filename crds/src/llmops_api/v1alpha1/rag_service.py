@@ -216,10 +216,14 @@ class IndexInUse(Model):
 
 
 class ModelInUse(Model):
-    """The model that answers: its name at the engine, and the registered version when there is one."""
+    """The model that answers: its name at the engine, and the registered version when there is one (`uri` is then
+    `mlflow://name/version`, an adapter's or full weights').
+    """
 
     name: str
     version: str | None = None
+    uri: str | None = None
+    adapter: bool = False
 
 
 class RagServiceStatus(Model):
@@ -238,6 +242,8 @@ class RagServiceStatus(Model):
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=16)] = ()
     run_id: str | None = None
     run_url: str | None = None
+    mlflow_model_id: str | None = None
+    """The LoggedModel of the revision: traces are tied to it."""
 
 
 class RagService(Model):

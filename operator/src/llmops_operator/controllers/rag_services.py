@@ -1,0 +1,77 @@
+"""RagServices: gather with all they refer to, decide."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from llmops_api.v1alpha1 import EmbeddingIndexStatus, RagService, RagServiceStatus, TrainingJobStatus
+from llmops_operator.controllers.gathering import Look, as_written
+from llmops_operator.controllers.ports import Key, Manifest, Store
+from llmops_operator.domain.decision import Decision, owner_of
+from llmops_operator.domain.rag_service import KIND, ServiceInput, decide
+from llmops_operator.domain.serving import IndexView, JobView
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def look(service: RagService, at: Look) -> Decision[RagServiceStatus]:
+    """What is to be done about a RagService. From now on it is looked at again when what it refers to changes."""
+    key: Key = (KIND, service.metadata.namespace, service.metadata.name)
+    adapter = service.spec.model.adapter
+    job = _job_key(service)
+    indexes = {index.index_ref.name: _index_key(service, index.index_ref.name) for index in service.spec.indexes}
+    at.sources.references.put(key, [*indexes.values(), *([job] if job else [])])
+    store = at.sources.store
+    return decide(
+        ServiceInput(
+            service=service,
+            now=at.now,
+            manifest=as_written(at.manifest),
+            workloads=at.sources.backend.observe(owner_of(KIND, service.metadata)),
+            job=_job(store, job) if job else None,
+            resolution=at.sources.lineage.resolve(key, adapter.model if adapter else None),
+            indexes={name: _index(store, index) for name, index in indexes.items()},
+            records=at.sources.lineage.states(service.metadata.uid),
+            timing=at.sources.timing,
+        )
+    )
+
+
+def _job_key(service: RagService) -> Key | None:
+    adapter = service.spec.model.adapter
+    if adapter is None or adapter.training_job_ref is None:
+        return None
+    return ("TrainingJob", service.metadata.namespace, adapter.training_job_ref.name)
+
+
+def _index_key(service: RagService, name: str) -> Key:
+    return ("EmbeddingIndex", service.metadata.namespace, name)
+
+
+def _job(store: Store, key: Key) -> JobView | None:
+    manifest = store.get(key)
+    if manifest is None:
+        return None
+    tuning = manifest.get("spec", {}).get("tuning") or {}
+    return JobView(_status(manifest, TrainingJobStatus), full="full" in tuning, deleting=_deleting(manifest))
+
+
+def _index(store: Store, key: Key) -> IndexView | None:
+    manifest = store.get(key)
+    if manifest is None:
+        return None
+    return IndexView(_status(manifest, EmbeddingIndexStatus), deleting=_deleting(manifest))
+
+
+def _deleting(manifest: Manifest) -> bool:
+    return bool(manifest["metadata"].get("deletionTimestamp"))
+
+
+def _status(manifest: Manifest, type_: type[S]) -> S:
+    """The status of another object; one that cannot be read counts as none, its own controller says what is wrong with it."""
+    try:
+        return type_.model_validate(manifest.get("status") or {})
+    except ValidationError:
+        return type_()

@@ -1,0 +1,377 @@
+"""An EmbeddingIndex: syncs whenever there is a reason for one, while the version before goes on serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from llmops_api.names import index_alias
+from llmops_api.programs import IndexingAction, IndexingConfig, IndexingResult
+from llmops_api.v1alpha1.embedding_index import (
+    DeletionPolicy,
+    EmbeddingIndex,
+    EmbeddingIndexCondition,
+    EmbeddingIndexSpec,
+    EmbeddingIndexStatus,
+)
+from llmops_api.v1alpha1.meta import Attempt, Condition, ConditionStatus
+from llmops_operator.domain import attempts as tries_of
+from llmops_operator.domain.attempts import Tries
+from llmops_operator.domain.conditions import Aspect, carried, fails, find, holds, is_true, summarised, updated, waits
+from llmops_operator.domain.decision import Decision, Event, normal, object_id, owner_of, transitions, warning, without
+from llmops_operator.domain.files import CACHE, STATE, config_file, program
+from llmops_operator.domain.fingerprint import workload_name
+from llmops_operator.domain.lineage import IndexRecord, Recorded, RecordState, lineage_aspect
+from llmops_operator.domain.timing import Timing, parse_timestamp, seconds_since, timestamp
+from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
+
+KIND = "EmbeddingIndex"
+FINALIZER = "llmops.dev/collections"
+SYNC_REQUESTED = "llmops.dev/sync-requested-at"
+"""An annotation with a time: a sync that began before it is not good enough."""
+MAX_ATTEMPTS = 16
+WHAT_TO_LOWER = "lower embedding.batchSize, or raise compute.resources.memory"
+On = EmbeddingIndexCondition
+
+
+@dataclass(frozen=True)
+class IndexInput:
+    """Everything that decides about an EmbeddingIndex. `manifest` is the object as the user wrote it, as YAML."""
+
+    index: EmbeddingIndex
+    now: datetime
+    manifest: str = ""
+    workloads: Mapping[str, WorkloadStatus] = field(default_factory=dict)
+    records: RecordState = field(default_factory=RecordState)
+    timing: Timing = field(default_factory=Timing)
+
+
+def decide(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
+    """What is to be done about an EmbeddingIndex now."""
+    index, old = i.index, i.index.status
+    if index.metadata.deletion_timestamp:
+        return _deleted(i)
+    tries = tries_of.look(
+        old.attempts,
+        i.workloads,
+        i.now,
+        name=lambda number: sync_name(index.metadata.name, number),
+        parse=IndexingResult.model_validate,
+        lower=WHAT_TO_LOWER,
+    )
+    aspects: dict[str, Aspect] = {}
+    events: tuple[Event, ...] = ()
+    status = old
+    if tries.result is not None:
+        status, aspects = _taken(i, tries.result)
+    elif tries.ended is not None:
+        aspects[On.SYNCED] = _failed(tries.ended)
+
+    changed = _synced_generation(old.conditions) != index.metadata.generation
+    if tries.open and changed:
+        tries = tries_of.stopped(tries, i.now, tries_of.SPEC_CHANGED, "the spec was edited: it is done anew")
+    if tries.open and index.spec.suspend:
+        tries = tries_of.stopped(tries, i.now, tries_of.SUSPENDED)
+    cause, wait = (None, None) if tries.open or index.spec.suspend else _due(i, tries.attempts, changed)
+    if cause:
+        last = tries.attempts[-1].number if tries.attempts else 0
+        tries = tries_of.begun(tries.attempts, last + 1, i.now)
+        events = (*events, normal("SyncStarted", f"sync {last + 1}: {cause}"))
+        if cause not in (RETRY, REFRESH):
+            aspects[On.SYNCED] = waits("Syncing", f"sync {last + 1} runs")
+    status = status.model_copy(
+        update={
+            "attempts": tries.attempts[-MAX_ATTEMPTS:],
+            "progress": tries.seen.progress if tries.open and tries.seen else None,
+        }
+    )
+    return _decision(i, status, tries, aspects, events, wait, started=cause is not None)
+
+
+def sync_name(index: str, number: int) -> str:
+    """The workload of a sync."""
+    return workload_name(index, f"sync-{number}")
+
+
+def drop_name(index: str) -> str:
+    """The workload that drops the collections of a deleted index."""
+    return workload_name(index, "drop")
+
+
+def indexer(index: EmbeddingIndex, name: str, action: IndexingAction) -> Workload:
+    """The workload that syncs or drops an index."""
+    identity = object_id(KIND, index.metadata, generation=index.metadata.generation)
+    config = IndexingConfig(object=identity, spec=index.spec, action=action)
+    return Workload(
+        name=name,
+        role=Role.INDEXER,
+        lifecycle=Lifecycle.COMPLETES,
+        command=program("indexing"),
+        files={"indexing.json": config_file(config)},
+        workers=index.spec.compute.workers,
+        cpu=index.spec.compute.resources.cpu,
+        memory=index.spec.compute.resources.memory,
+        volumes=(STATE, CACHE),
+    )
+
+
+FIRST = "it was never synced"
+SPEC = "the spec has changed"
+RESUMED = "it is no longer suspended"
+REQUESTED = "it was asked for"
+RETRY = "the one before failed"
+REFRESH = "refresh.everySeconds is over"
+
+
+def _due(i: IndexInput, attempts: tuple[Attempt, ...], changed: bool) -> tuple[str | None, float | None]:
+    """Why a sync is to start now, or after how many seconds there may be a reason."""
+    if not attempts:
+        return FIRST, None
+    last = attempts[-1]
+    if changed:
+        return SPEC, None
+    if last.reason == tries_of.SUSPENDED:
+        return RESUMED, None
+    requested = _requested_at(i.index)
+    if isinstance(requested, datetime) and requested > parse_timestamp(last.start_time):
+        return REQUESTED, None
+    ended_ago = seconds_since(str(last.end_time), i.now)
+    refresh = i.index.spec.refresh
+    pauses: list[tuple[float, str]] = []
+    if tries_of.failed(last) and not tries_of.final(last):
+        pauses.append((i.timing.retry_delay(_failures_in_a_row(attempts)), RETRY))
+    if refresh:
+        pauses.append((float(refresh.every_seconds), REFRESH))
+    if not pauses:
+        return None, None
+    pause, cause = min(pauses)
+    return (cause, None) if ended_ago >= pause else (None, pause - ended_ago)
+
+
+def _failures_in_a_row(attempts: tuple[Attempt, ...]) -> int:
+    count = 0
+    for attempt in reversed(attempts):
+        if not tries_of.failed(attempt):
+            break
+        count += 1
+    return count
+
+
+def _requested_at(index: EmbeddingIndex) -> datetime | str | None:
+    """When a sync was asked for by annotation, or what is wrong with it."""
+    text = index.metadata.annotations.get(SYNC_REQUESTED)
+    if text is None:
+        return None
+    try:
+        return parse_timestamp(text)
+    except ValueError:
+        return f"the annotation {SYNC_REQUESTED} is {text!r}: write a time like 2026-11-23T06:17:36Z"
+
+
+def _synced_generation(conditions: tuple[Condition, ...]) -> int:
+    """The generation that the last sync was begun for: the one that the condition Synced is about."""
+    synced = find(conditions, On.SYNCED)
+    return synced.observed_generation if synced else 0
+
+
+def _failed(attempt: Attempt) -> Aspect:
+    if tries_of.final(attempt):
+        return fails(attempt.reason, attempt.message)
+    return fails(attempt.reason, f"{attempt.message} (it is tried again)")
+
+
+def _taken(i: IndexInput, result: IndexingResult) -> tuple[EmbeddingIndexStatus, dict[str, Aspect]]:
+    """The status and conditions after a sync that ended well."""
+    old, serving, counts = i.index.status, result.serving, result.counts
+    moved = serving is not None and (
+        old.version is None or _record_key(old) != f"{serving.collection}@{serving.digest}"
+    )
+    status = old.model_copy(
+        update={
+            "alias": result.alias,
+            "version": serving,
+            "documents": serving.documents if serving else 0,
+            "chunks": serving.chunks if serving else 0,
+            "sources": result.sources,
+            "last_sync_time": old.attempts[-1].start_time,
+            "last_sync": counts,
+            "rejected": result.rejected,
+            "rejected_count": result.rejected_count,
+            "embedding_model_digest": result.embedding_model_digest or None,
+            **({"run_id": None, "run_url": None} if moved else {}),
+        }
+    )
+    seen = result.candidate or serving
+    held = f"{seen.documents} documents, {seen.chunks} chunks; " if seen else ""
+    rejected = (
+        f"; {result.rejected_count} documents were rejected, see status.rejected" if result.rejected_count else ""
+    )
+    did = f"{counts.added} added, {counts.updated} updated, {counts.deleted} deleted, {counts.unchanged} unchanged"
+    aspects: dict[str, Aspect] = {On.SYNCED: holds("Synced", f"{held}{did}{rejected}")}
+    if result.gate_passed is None:
+        aspects[On.GATE_PASSED] = holds("NoGate", "evaluation.gate is not set: each version passes")
+    elif result.gate_passed:
+        aspects[On.GATE_PASSED] = holds("GatePassed", result.gate_message)
+    else:
+        aspects[On.GATE_PASSED] = fails("GateNotPassed", result.gate_message)
+    if moved:
+        aspects[On.LINEAGE_RECORDED] = waits("Recording", "waits to be written to MLflow")
+    return status, aspects
+
+
+def _record_key(status: EmbeddingIndexStatus) -> str:
+    assert status.version is not None
+    return f"{status.version.collection}@{status.version.digest}"
+
+
+def _decision(
+    i: IndexInput,
+    status: EmbeddingIndexStatus,
+    tries: Tries,
+    aspects: dict[str, Aspect],
+    events: tuple[Event, ...],
+    wait: float | None,
+    *,
+    started: bool,
+) -> Decision[EmbeddingIndexStatus]:
+    index, spec = i.index, i.index.spec
+    generation, now = index.metadata.generation, timestamp(i.now)
+    asked = _requested_at(index)
+    aspects[On.ACCEPTED] = holds("Accepted", asked if isinstance(asked, str) else "")
+    aspects[On.SUSPENDED] = (
+        holds("Suspended", "spec.suspend is set: nothing is synced until it is false")
+        if spec.suspend
+        else waits("Active")
+    )
+    aspects[On.SYNCED] = _synced(i, tries, aspects.get(On.SYNCED), started=started)
+    gate = aspects.get(On.GATE_PASSED) or carried(status.conditions, On.GATE_PASSED)
+    aspects[On.SERVING] = _serving(status, gate)
+    status, record = _recorded(i, status, aspects)
+    parts = (aspects[On.ACCEPTED], aspects[On.SYNCED], gate, aspects[On.SERVING])
+    aspects[On.READY] = summarised(parts, holds("Ready", aspects[On.SERVING].message))
+    told = transitions(i.index.status.conditions, aspects)
+    conditions = updated(status.conditions, aspects, On, generation=generation, now=now)
+    phase = _phase(spec, tries, aspects[On.READY])
+    status = status.model_copy(update={"conditions": conditions, "observed_generation": generation, "phase": phase})
+
+    numbers = [attempt.number for attempt in tries.attempts[-1:]]
+    keep = {sync_name(index.metadata.name, number) for number in numbers}
+    if tries.ended is not None and tries.ended.reason in tries_of.STOPPED_BY_US:
+        keep.discard(sync_name(index.metadata.name, tries.ended.number))
+    wanted: tuple[Workload, ...] = ()
+    if tries.open:
+        wanted = (indexer(index, sync_name(index.metadata.name, tries.open.number), IndexingAction.SYNC),)
+    return Decision(
+        status,
+        workloads=wanted,
+        remove=without(i.workloads, keep),
+        finalizer=spec.deletion_policy is DeletionPolicy.DELETE,
+        events=(*events, *told),
+        record=record,
+        requeue_after=wait,
+    )
+
+
+def _synced(i: IndexInput, tries: Tries, fresh: Aspect | None, *, started: bool) -> Aspect:
+    """The condition Synced is about the generation that the last sync was begun for. While a sync is only a refresh or another
+    try, it goes on saying what was known before.
+    """
+    about = i.index.metadata.generation if started else _synced_generation(i.index.status.conditions)
+    aspect = fresh or carried(i.index.status.conditions, On.SYNCED)
+    if not tries.attempts:
+        aspect = waits("Suspended", "never synced: set spec.suspend to false")
+    elif fresh is None and tries.open:
+        before = tries.attempts[-2] if len(tries.attempts) > 1 else None
+        retried = before is not None and tries_of.failed(before) and before.reason == aspect.reason
+        if tries.seen and tries.seen.reason:
+            aspect = fails(tries.seen.reason, tries.seen.message)
+        elif aspect.status is not ConditionStatus.TRUE and not retried:
+            aspect = waits("Syncing", f"sync {tries.open.number} runs")
+    elif (
+        fresh is None and tries.attempts[-1].reason == tries_of.SUSPENDED and aspect.status is not ConditionStatus.TRUE
+    ):
+        aspect = waits("Suspended", "the sync was stopped: set spec.suspend to false")
+    return replace(aspect, observed_generation=about)
+
+
+def _serving(status: EmbeddingIndexStatus, gate: Aspect) -> Aspect:
+    if status.version is None:
+        return waits("NothingServed", "no version is served yet")
+    if gate.status is ConditionStatus.FALSE:
+        return holds("Serving", f"{status.version.collection}; a newer version did not pass its gate")
+    return holds("Serving", status.version.collection)
+
+
+def _recorded(
+    i: IndexInput, status: EmbeddingIndexStatus, aspects: dict[str, Aspect]
+) -> tuple[EmbeddingIndexStatus, IndexRecord | None]:
+    """The served version as a record, until it is known to be written. Sets LineageRecorded in `aspects`."""
+    known = is_true(status.conditions, On.LINEAGE_RECORDED) and On.LINEAGE_RECORDED not in aspects
+    if status.version is None or known:
+        return status, None
+    key = _record_key(status)
+    aspects[On.LINEAGE_RECORDED] = lineage_aspect(i.records, key)
+    state = i.records.of(key)
+    if isinstance(state, Recorded):
+        return status.model_copy(update={"run_id": state.run_id, "run_url": state.run_url}), None
+    if not i.records.enabled:
+        return status, None
+    record = IndexRecord(
+        owner=owner_of(KIND, i.index.metadata),
+        generation=i.index.metadata.generation,
+        manifest=i.manifest,
+        version=status.version,
+        sources=status.sources,
+        embedding_uri=i.index.spec.embedding.model.uri,
+        embedding_digest=status.embedding_model_digest or "",
+    )
+    return status, record
+
+
+def _phase(spec: EmbeddingIndexSpec, tries: Tries, ready: Aspect) -> str:
+    if spec.suspend:
+        return "Suspended"
+    if tries.open:
+        return "Syncing"
+    if ready.status is ConditionStatus.TRUE:
+        return "Ready"
+    return "Failed" if tries.attempts and tries_of.failed(tries.attempts[-1]) else "Pending"
+
+
+def _deleted(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
+    """Drop the collections, when that is asked for and there are any; wait for that no longer than the deadline."""
+    index, status = i.index, i.index.status
+    observed = tuple(sorted(i.workloads))
+    if FINALIZER not in index.metadata.finalizers:
+        return Decision(status, remove=observed, discard_volumes=True)
+    gone = Decision(status, remove=observed, discard_volumes=True, finalizer=False)
+    if index.spec.deletion_policy is DeletionPolicy.RETAIN or not status.attempts:
+        return gone
+    name = drop_name(index.metadata.name)
+    seen = i.workloads.get(name)
+    if seen and seen.state is State.SUCCEEDED:
+        return gone
+    waited = seconds_since(str(index.metadata.deletion_timestamp), i.now)
+    if waited >= i.timing.drop_deadline:
+        alias = index_alias(index.metadata.namespace, index.metadata.name)
+        why = f": {seen.message}" if seen and seen.message else ""
+        left = f"gave up dropping the collections after {int(waited)} s{why}. Drop the alias {alias} and the collections {alias}.* by hand"
+        return Decision(
+            status,
+            remove=observed,
+            discard_volumes=True,
+            finalizer=False,
+            events=(warning("CollectionsLeftBehind", left),),
+        )
+    status = status.model_copy(update={"phase": "Deleting", "progress": None})
+    others = tuple(other for other in observed if other != name)
+    left_over = i.timing.drop_deadline - waited
+    wanted = (indexer(index, name, IndexingAction.DROP),)
+    if seen is None or seen.state is not State.FAILED:
+        return Decision(status, workloads=wanted, remove=others, requeue_after=left_over)
+    ended_ago = seconds_since(seen.ended_at, i.now) if seen.ended_at else i.timing.retry_first
+    if ended_ago >= i.timing.retry_first:
+        return Decision(status, workloads=wanted, remove=observed, requeue_after=left_over)
+    pause = min(i.timing.retry_first - ended_ago, left_over)
+    return Decision(status, remove=others, requeue_after=pause)

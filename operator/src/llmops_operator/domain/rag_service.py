@@ -1,0 +1,356 @@
+"""A RagService: an engine as soon as the base model is known, a gateway as soon as it can answer rightly, both changed live."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmops_api.names import experiment_name, index_alias
+from llmops_api.programs import (
+    AdaptersConfig,
+    AdapterToLoad,
+    EngineConfig,
+    Env,
+    GatewayConfig,
+    GatewayIndex,
+    GatewayReport,
+)
+from llmops_api.v1alpha1.rag_service import (
+    IndexInUse,
+    RagService,
+    RagServiceCondition,
+    RagServiceSpec,
+    RagServiceStatus,
+)
+from llmops_operator.domain.conditions import Aspect, fails, holds, is_true, summarised, updated, waits
+from llmops_operator.domain.decision import Decision, object_id, owner_of, transitions, without
+from llmops_operator.domain.files import CACHE, config_file, program
+from llmops_operator.domain.fingerprint import fingerprint, workload_name
+from llmops_operator.domain.lineage import Recorded, RecordState, Resolution, ServiceRecord, lineage_aspect
+from llmops_operator.domain.serving import (
+    IndexView,
+    JobView,
+    ResolvedIndexes,
+    ResolvedModel,
+    base_name,
+    resolve_indexes,
+    resolve_model,
+)
+from llmops_operator.domain.timing import Timing, timestamp
+from llmops_operator.domain.workload import Lifecycle, Readiness, Role, Secret, Workload, WorkloadStatus
+
+KIND = "RagService"
+On = RagServiceCondition
+
+
+@dataclass(frozen=True)
+class ServiceInput:
+    """Everything that decides about a RagService. `job`, `resolution` and `indexes` are what it refers to, None where that is
+    not there; `manifest` is the object as the user wrote it, as YAML.
+    """
+
+    service: RagService
+    now: datetime
+    manifest: str = ""
+    workloads: Mapping[str, WorkloadStatus] = field(default_factory=dict)
+    job: JobView | None = None
+    resolution: Resolution | None = None
+    indexes: Mapping[str, IndexView | None] = field(default_factory=dict)
+    records: RecordState = field(default_factory=RecordState)
+    timing: Timing = field(default_factory=Timing)
+
+
+def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
+    """What is to be done about a RagService now."""
+    service, spec, old = i.service, i.service.spec, i.service.status
+    observed = i.workloads
+    if service.metadata.deletion_timestamp:
+        return Decision(old, remove=tuple(sorted(observed)), discard_volumes=True)
+    namespace = service.metadata.namespace
+    model = resolve_model(spec, old, namespace, i.job, i.resolution)
+    indexes = resolve_indexes(spec, old, namespace, i.indexes)
+    if spec.suspend:
+        return _suspended(i, model, indexes)
+
+    engine_seen = observed.get(engine_name(service.metadata.name))
+    gateway_seen = observed.get(gateway_name(service.metadata.name))
+    revision = revision_of(spec, model, indexes) if model.wanted else None
+    report = _report(gateway_seen)
+    status, aspects, record = _in_use(i, model, revision, report, gateway_seen)
+
+    workloads = []
+    if model.base is not None:
+        workloads.append(engine(service, model, in_use=status))
+    answers_rightly = model.aspect.status == "True" and indexes.aspect.status == "True"
+    if model.wanted and revision and (answers_rightly or old.model is not None):
+        workloads.append(gateway(service, model, indexes, revision, status, engine_seen, traces=i.records.enabled))
+    wanted = {workload.name for workload in workloads}
+
+    aspects |= {
+        On.ACCEPTED: holds("Accepted"),
+        On.SUSPENDED: waits("Active"),
+        On.MODEL_RESOLVED: model.aspect,
+        On.INDEXES_RESOLVED: indexes.aspect,
+        On.ENGINE_READY: _engine_ready(spec, model, engine_seen),
+        On.GATEWAY_READY: _gateway_ready(
+            gateway_name(service.metadata.name) in wanted, model, revision, gateway_seen, report
+        ),
+    }
+    parts = [aspects[part] for part in (On.MODEL_RESOLVED, On.INDEXES_RESOLVED, On.ENGINE_READY, On.GATEWAY_READY)]
+    aspects[On.READY] = summarised(parts, holds("Ready", f"answers at {status.url}"))
+    serving = gateway_seen if model.base is None else engine_seen
+    status = status.model_copy(
+        update={
+            "phase": _phase(aspects, report),
+            "replicas": spec.replicas,
+            "ready_replicas": serving.ready_replicas if serving else 0,
+            "progress": _progress(engine_seen, gateway_seen),
+        }
+    )
+    return _decision(i, status, aspects, tuple(workloads), record)
+
+
+def engine_name(service: str) -> str:
+    """The workload of the engine."""
+    return workload_name(service, "engine")
+
+
+def gateway_name(service: str) -> str:
+    """The workload of the gateway."""
+    return workload_name(service, "gateway")
+
+
+def revision_of(spec: RagServiceSpec, model: ResolvedModel, indexes: ResolvedIndexes) -> str:
+    """Ten hex digits of everything that decides an answer."""
+    return fingerprint(
+        {
+            "model": model.wanted.dump() if model.wanted else None,
+            "base": model.base.dump() if model.base else None,
+            "endpoint": spec.model.endpoint.dump() if spec.model.endpoint else None,
+            "engine": spec.engine.dump() if model.base else None,
+            "indexes": [index.dump() for index in indexes.wanted],
+            "descriptions": [index.dump() for index in spec.indexes],
+            "retrieval": spec.retrieval.dump(),
+            "prompt": spec.prompt.dump(),
+        }
+    )[:10]
+
+
+def engine(service: RagService, model: ResolvedModel, *, in_use: RagServiceStatus) -> Workload:
+    """vLLM with the base model. The adapter that answers stays loaded until another one does."""
+    assert model.base is not None
+    config = EngineConfig(
+        object=object_id(KIND, service.metadata),
+        base=model.base,
+        served_name=base_name(model.base.uri),
+        engine=service.spec.engine,
+        adapters=model.adapters,
+    )
+    adapters = {
+        one.name: AdapterToLoad(name=one.name, uri=one.uri)
+        for one in (in_use.model, model.wanted)
+        if one is not None and one.adapter and one.uri and model.adapters
+    }
+    return Workload(
+        name=engine_name(service.metadata.name),
+        role=Role.ENGINE,
+        lifecycle=Lifecycle.RUNS,
+        command=program("engine"),
+        files={"engine.json": config_file(config)},
+        live_files={"adapters.json": config_file(AdaptersConfig(adapters=tuple(adapters.values())))},
+        port=True,
+        replicas=service.spec.replicas,
+        volumes=(CACHE,),
+        readiness=Readiness("/health"),
+        grace_seconds=30.0,
+    )
+
+
+def gateway(
+    service: RagService,
+    model: ResolvedModel,
+    indexes: ResolvedIndexes,
+    revision: str,
+    status: RagServiceStatus,
+    engine_seen: WorkloadStatus | None,
+    *,
+    traces: bool,
+) -> Workload:
+    """The gateway with what it is to answer with, as a live file."""
+    metadata, spec, endpoint = service.metadata, service.spec, service.spec.model.endpoint
+    assert model.wanted is not None
+    about = {index.index_ref.name: index.description for index in spec.indexes}
+    engines = tuple(url.rstrip("/").removesuffix("/v1") for url in endpoint.urls) if endpoint else ()
+    config = GatewayConfig(
+        object=object_id(KIND, metadata, generation=metadata.generation),
+        revision=revision,
+        engines=engines or (engine_seen.endpoints if engine_seen else ()),
+        model=model.wanted.name,
+        max_model_len=spec.engine.max_model_len,
+        indexes=tuple(
+            GatewayIndex(
+                name=index.name,
+                alias=index_alias(metadata.namespace, index.name),
+                description=about.get(index.name, ""),
+            )
+            for index in indexes.wanted
+        ),
+        retrieval=spec.retrieval,
+        prompt=spec.prompt,
+        mlflow_experiment=experiment_name(metadata.namespace) if traces else None,
+        mlflow_model_id=status.mlflow_model_id if status.revision == revision else None,
+    )
+    secret = endpoint.secret_ref if endpoint else None
+    return Workload(
+        name=gateway_name(metadata.name),
+        role=Role.GATEWAY,
+        lifecycle=Lifecycle.RUNS,
+        command=program("gateway"),
+        live_files={"gateway.json": config_file(config)},
+        secrets=(Secret(Env.ENGINE_API_KEY, secret.name, secret.key),) if secret else (),
+        port=True,
+        replicas=spec.replicas if endpoint else 1,
+        volumes=(CACHE,),
+        readiness=Readiness("/readyz"),
+        grace_seconds=30.0,
+    )
+
+
+def _report(seen: WorkloadStatus | None) -> GatewayReport | None:
+    if seen is None or seen.report is None:
+        return None
+    try:
+        return GatewayReport.model_validate(seen.report)
+    except ValidationError:
+        return None
+
+
+def _in_use(
+    i: ServiceInput,
+    model: ResolvedModel,
+    revision: str | None,
+    report: GatewayReport | None,
+    gateway_seen: WorkloadStatus | None,
+) -> tuple[RagServiceStatus, dict[str, Aspect], ServiceRecord | None]:
+    """What the gateway says that it answers with, as status; and that as a record, until it is known to be written."""
+    old = i.service.status
+    url = gateway_seen.endpoints[0] if gateway_seen and gateway_seen.endpoints else old.url if gateway_seen else None
+    update: dict[str, Any] = {"url": url}
+    aspects: dict[str, Aspect] = {}
+    if report is not None and report.ready and model.wanted and report.model == model.wanted.name:
+        update["model"] = model.wanted
+    if report is not None and report.ready:
+        update["indexes"] = tuple(IndexInUse(name=name, collection=one) for name, one in sorted(report.indexes.items()))
+        if report.revision != old.revision:
+            update |= {"revision": report.revision, "run_id": None, "run_url": None, "mlflow_model_id": None}
+    status = old.model_copy(update=update)
+    if status.revision is None or status.model is None:
+        return status, aspects, None
+    known = is_true(status.conditions, On.LINEAGE_RECORDED) and status.revision == old.revision
+    if known:
+        return status, aspects, None
+    aspects[On.LINEAGE_RECORDED] = lineage_aspect(i.records, status.revision)
+    state = i.records.of(status.revision)
+    if isinstance(state, Recorded):
+        ids = {"run_id": state.run_id, "run_url": state.run_url, "mlflow_model_id": state.model_id}
+        return status.model_copy(update=ids), aspects, None
+    # Only what answers as the spec asks is recorded: of anything else the manifest is no longer at hand.
+    if not i.records.enabled or status.revision != revision or status.model != model.wanted:
+        return status, aspects, None
+    record = ServiceRecord(
+        owner=owner_of(KIND, i.service.metadata),
+        generation=i.service.metadata.generation,
+        manifest=i.manifest,
+        revision=status.revision,
+        model_name=status.model.name,
+        model_uri=model.base.uri if model.base else None,
+        registered_uri=status.model.uri,
+        collections={index.name: index.collection for index in status.indexes},
+    )
+    return status, aspects, record
+
+
+def _engine_ready(spec: RagServiceSpec, model: ResolvedModel, seen: WorkloadStatus | None) -> Aspect:
+    if spec.model.endpoint is not None:
+        return holds("External", "the engines of model.endpoint run elsewhere")
+    if model.base is None:
+        return waits("WaitsForModel", "starts when the base model is known")
+    if seen is None:
+        return waits("Starting", "the engine is being started")
+    if seen.ready_replicas > 0:
+        return holds("EngineReady", f"{seen.ready_replicas} of {spec.replicas} replicas are ready")
+    if seen.reason:
+        return fails(seen.reason, seen.message)
+    return waits("Starting", "the engine is loading the model")
+
+
+def _gateway_ready(
+    wanted: bool, model: ResolvedModel, revision: str | None, seen: WorkloadStatus | None, report: GatewayReport | None
+) -> Aspect:
+    if not wanted:
+        return waits("WaitsForReferences", "starts when model and indexes are known")
+    if seen is None:
+        return waits("Starting", "the gateway is being started")
+    if report is None or not report.ready or seen.ready_replicas == 0:
+        if seen.reason:
+            return fails(seen.reason, seen.message)
+        return waits("NotReady", (report.message if report else "") or "the gateway does not answer yet")
+    if report.revision != revision or (model.wanted and report.model != model.wanted.name):
+        return waits(
+            "TakingOver",
+            f"revision {report.revision} with {report.model} answers while revision {revision} is taken over",
+        )
+    return holds("GatewayReady", f"revision {revision} answers")
+
+
+def _phase(aspects: Mapping[str, Aspect], report: GatewayReport | None) -> str:
+    if aspects[On.READY].status == "True":
+        return "Ready"
+    if report is not None and report.ready:
+        return "Updating" if not aspects[On.READY].trouble else "Degraded"
+    if aspects[On.READY].trouble:
+        return "Failed"
+    waiting = aspects[On.MODEL_RESOLVED].status == "False" or aspects[On.INDEXES_RESOLVED].status == "False"
+    return "Waiting" if waiting else "Starting"
+
+
+def _progress(*seen: WorkloadStatus | None) -> Any:
+    return next((one.progress for one in seen if one and one.progress and one.ready_replicas == 0), None)
+
+
+def _suspended(i: ServiceInput, model: ResolvedModel, indexes: ResolvedIndexes) -> Decision[RagServiceStatus]:
+    on_hold = waits("Suspended", "spec.suspend is set: set it to false to answer again")
+    aspects: dict[str, Aspect] = {
+        On.ACCEPTED: holds("Accepted"),
+        On.SUSPENDED: holds(on_hold.reason, on_hold.message),
+        On.MODEL_RESOLVED: model.aspect,
+        On.INDEXES_RESOLVED: indexes.aspect,
+        On.ENGINE_READY: on_hold,
+        On.GATEWAY_READY: on_hold,
+        On.READY: on_hold,
+    }
+    update = {"phase": "Suspended", "url": None, "replicas": 0, "ready_replicas": 0, "progress": None}
+    return _decision(i, i.service.status.model_copy(update=update), aspects, (), None)
+
+
+def _decision(
+    i: ServiceInput,
+    status: RagServiceStatus,
+    aspects: Mapping[str, Aspect],
+    workloads: tuple[Workload, ...],
+    record: ServiceRecord | None,
+) -> Decision[RagServiceStatus]:
+    generation, now = i.service.metadata.generation, timestamp(i.now)
+    old = i.service.status.conditions
+    conditions = updated(old, aspects, On, generation=generation, now=now)
+    return Decision(
+        status.model_copy(update={"conditions": conditions, "observed_generation": generation}),
+        workloads=workloads,
+        remove=without(i.workloads, (workload.name for workload in workloads)),
+        events=transitions(old, aspects),
+        record=record,
+    )
