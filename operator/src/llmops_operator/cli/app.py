@@ -252,7 +252,7 @@ def version() -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line; the exit code. What a person did wrong is one line a fault on stderr, never a traceback."""
     try:
-        outcome = app(arguments, standalone_mode=False)
+        outcome = app(arguments, prog_name="llmops", standalone_mode=False)
     except CommandError as error:
         for line in str(error).splitlines():
             _warn(f"error: {line}")

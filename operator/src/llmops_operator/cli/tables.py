@@ -106,9 +106,10 @@ def _summary(manifest: Object) -> str:
     return text(next((c.get("message") for c in conditions if c["type"] == done), None))
 
 
+# What a spec leaves out has the API's default: method SFT, one replica.
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "TrainingJob": (
-        ("METHOD", shown("spec", "method")),
+        ("METHOD", lambda manifest: dig(manifest, "spec", "method") or "SFT"),
         ("PROGRESS", _progress),
         ("LOSS", _loss),
         ("MODEL", model_version),
