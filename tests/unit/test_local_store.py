@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from llmops_operator.backends.local.admission import Refused
 from llmops_operator.backends.local.database import APPLICATION_ID, StoreError
 from llmops_operator.backends.local.store import EVENTS_PER_OBJECT, SqliteStore

@@ -1,0 +1,236 @@
+"""The backend that runs workloads as processes of this machine. Which there are, and for whom, stands in their folders."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from llmops_operator.backends.local.durable import write_text
+from llmops_operator.backends.local.home import Home
+from llmops_operator.backends.local.launching import Launching, Surroundings
+from llmops_operator.backends.local.replica import Replica
+from llmops_operator.backends.local.replica_folder import ReplicaFolder
+from llmops_operator.backends.local.replica_status import combine
+from llmops_operator.backends.local.rotated_log import FILES, LIMIT
+from llmops_operator.backends.local.supervision import Supervision, sweep
+from llmops_operator.domain.workload import Lifecycle, Owner, Workload, WorkloadStatus
+
+RECORD = "workload.json"
+REMOVED = "removed.json"
+"""What a record is renamed to before its workload is stopped: a daemon that is killed then does not start it again."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    owner: Owner
+    workload: Workload
+
+
+_RECORDS = TypeAdapter(_Record)
+
+Place = tuple[str, str]
+"""(namespace, name) of a workload"""
+
+
+class _Running:
+    """A workload, and its replicas with the tasks that keep them."""
+
+    def __init__(self, folder: Path, record: _Record, surroundings: Surroundings, changed: Callable[[], None]) -> None:
+        self.folder, self.record = folder, record
+        self._launching = Launching(record.owner, surroundings)
+        self._changed = changed
+        self._replicas: dict[int, tuple[Replica, asyncio.Task[None]]] = {}
+
+    @property
+    def status(self) -> WorkloadStatus:
+        return combine([replica.status for _, (replica, _) in sorted(self._replicas.items())])
+
+    @property
+    def started(self) -> bool:
+        """Whether its program has been started, now or by an earlier daemon."""
+        return any(ReplicaFolder(path).launch() for path in self.folder.iterdir())
+
+    async def keep(self, workload: Workload) -> None:
+        """Have as many replicas as `workload` asks for, all of them as it says."""
+        self.record = _Record(self.record.owner, workload)
+        surplus = {int(path.name) for path in self.folder.iterdir() if path.name.isdigit()}
+        surplus = {number for number in surplus | self._replicas.keys() if number >= workload.replicas}
+        await asyncio.gather(*(self._drop(number) for number in surplus))
+        for number in range(workload.replicas):
+            if number in self._replicas:
+                self._replicas[number][0].update(workload)
+            else:
+                folder = ReplicaFolder(self.folder / str(number))
+                replica = Replica(folder, workload, self._launching, self._changed)
+                self._replicas[number] = (replica, asyncio.create_task(replica.run(), name=str(folder.root)))
+
+    def wake(self) -> None:
+        for replica, _ in self._replicas.values():
+            replica.wake()
+
+    async def stop(self) -> None:
+        """End all replicas, together."""
+        for replica, _ in self._replicas.values():
+            replica.stop()
+        await asyncio.gather(*(task for _, task in self._replicas.values()))
+
+    async def _drop(self, number: int) -> None:
+        if number in self._replicas:
+            replica, task = self._replicas.pop(number)
+            replica.stop()
+            await task
+        await discard(ReplicaFolder(self.folder / str(number)))
+
+
+class ProcessBackend:
+    """Implements `controllers.ports.Backend` in `folder`, between `start` and `stop`, for one daemon at a time."""
+
+    def __init__(
+        self,
+        home: Home,
+        folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        log_bytes: int = LIMIT,
+        log_files: int = FILES,
+    ) -> None:
+        self._home, self._folder = home, folder
+        self._env, self._log = dict(env or {}), (log_bytes, log_files)
+        self._running: dict[Place, _Running] = {}
+        self._locks: dict[Place, asyncio.Lock] = {}
+        self._listeners: list[Callable[[Owner], None]] = []
+        self._surroundings: Surroundings
+
+    async def start(self) -> None:
+        """Adopt what an earlier daemon has left running, go on with what it was doing, and clean up what it was removing."""
+        # Proxies are for the world outside; programs listen on this machine.
+        http = httpx.AsyncClient(trust_env=False)
+        self._surroundings = Surroundings(self._home, http, self._env, log_bytes=self._log[0], log_files=self._log[1])
+        folders = await asyncio.to_thread(lambda: sorted(self._folder.glob("*/*/")))
+        for folder in folders:
+            record = _read_record(folder)
+            if record is None:
+                await _discard_workload(folder)
+            else:
+                await self._keep((folder.parent.name, folder.name), record)
+
+    async def stop(self) -> None:
+        """End every program; what it was doing is gone on with after the next `start`. Returns when all are gone."""
+        await asyncio.gather(*(running.stop() for running in self._running.values()))
+        self._running.clear()
+        await self._surroundings.http.aclose()
+
+    def set_env(self, env: Mapping[str, str]) -> None:
+        """Replace the variables that all programs get. Long-running programs are started anew when they differ."""
+        self._surroundings.env = dict(env)
+        for running in self._running.values():
+            running.wake()
+
+    def observe(self, owner: Owner) -> Mapping[str, WorkloadStatus]:
+        """The workloads of an object by name, as last seen."""
+        return {name: running.status for (_, name), running in self._running.items() if running.record.owner == owner}
+
+    def owners(self) -> frozenset[Owner]:
+        """All objects that have workloads here."""
+        return frozenset(running.record.owner for running in self._running.values())
+
+    def subscribe(self, listener: Callable[[Owner], None]) -> None:
+        """Call `listener` with the owner of a workload whose status changed."""
+        self._listeners.append(listener)
+
+    async def apply(self, owner: Owner, workload: Workload) -> None:
+        """Make `workload` run as said; it may start later than this returns, and the status says when not. Raises `OSError`."""
+        place = (owner.namespace, workload.name)
+        async with self._lock(place):
+            running = self._running.get(place)
+            if running and running.record.owner != owner:
+                await self._remove(place)
+                running = None
+            if running and running.record.workload.lifecycle is Lifecycle.COMPLETES and running.started:
+                # It is started once: of what may have changed it takes over only what it reads as it goes.
+                workload = replace(running.record.workload, live_files=workload.live_files)
+            record = _Record(owner, workload)
+            if running is None or running.record != record:
+                await asyncio.to_thread(_write_record, self._path(place), record)
+                await self._keep(place, record)
+
+    async def remove(self, owner: Owner, name: str) -> None:
+        """Stop the workload and forget it, its folder and its log included."""
+        place = (owner.namespace, name)
+        async with self._lock(place):
+            running = self._running.get(place)
+            if running and running.record.owner == owner:
+                await self._remove(place)
+
+    async def discard_volumes(self, owner: Owner) -> None:
+        """Delete the folders of an object that is gone."""
+        await asyncio.to_thread(shutil.rmtree, self._home.volumes(owner), ignore_errors=True)
+
+    def _path(self, place: Place) -> Path:
+        return self._folder / place[0] / place[1]
+
+    def _lock(self, place: Place) -> asyncio.Lock:
+        return self._locks.setdefault(place, asyncio.Lock())
+
+    async def _keep(self, place: Place, record: _Record) -> None:
+        running = self._running.get(place)
+        if running is None:
+
+            def changed() -> None:
+                for listener in self._listeners:
+                    listener(record.owner)
+
+            running = self._running[place] = _Running(self._path(place), record, self._surroundings, changed)
+        await running.keep(record.workload)
+
+    async def _remove(self, place: Place) -> None:
+        folder = self._path(place)
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread((folder / RECORD).replace, folder / REMOVED)
+        await self._running[place].stop()
+        owner = self._running.pop(place).record.owner
+        await _discard_workload(folder)
+        for listener in self._listeners:
+            listener(owner)
+
+
+async def _discard_workload(folder: Path) -> None:
+    """End what runs in a workload's folder, and delete it."""
+    replicas = await asyncio.to_thread(lambda: [path for path in folder.iterdir() if path.name.isdigit()])
+    await asyncio.gather(*(discard(ReplicaFolder(path)) for path in replicas))
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def end(folder: ReplicaFolder) -> bool:
+    """End what runs in a replica's folder, whoever started it. True when anything did."""
+    supervision = await Supervision.find(folder)
+    if supervision is not None:
+        await supervision.stop()
+    swept = await asyncio.to_thread(sweep, folder)
+    return supervision is not None or bool(swept)
+
+
+async def discard(folder: ReplicaFolder) -> None:
+    """End what runs in a replica's folder, and delete it."""
+    await end(folder)
+    await asyncio.to_thread(shutil.rmtree, folder.root, ignore_errors=True)
+
+
+def _read_record(folder: Path) -> _Record | None:
+    try:
+        return _RECORDS.validate_json((folder / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _write_record(folder: Path, record: _Record) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        (folder / REMOVED).unlink()
+    write_text(folder / RECORD, _RECORDS.dump_json(record).decode())
