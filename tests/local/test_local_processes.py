@@ -409,10 +409,39 @@ async def test_an_object_made_anew_does_not_inherit_the_work_of_its_namesake(hom
     async with running(home) as backend:
         await backend.apply(OWNER, task("print('first')"))
         await until(backend, ended)
+        with pytest.raises(ValueError, match="already"):
+            await backend.apply(other, task("import sys; sys.exit(5)"))
+        await backend.remove(other, "work")
+        assert backend.owners() == {OWNER}
+        await backend.remove(OWNER, "work")
         await backend.apply(other, task("import sys; sys.exit(5)"))
         status = await until(backend, ended, owner=other)
         assert status.exit_code == 5
         assert backend.observe(OWNER) == {}
+
+
+async def test_an_object_with_folders_and_nothing_else_is_remembered(home):
+    volumes = (Volume("state", Env.STATE_DIR, Scope.OBJECT),)
+    async with running(home) as backend:
+        await backend.apply(OWNER, task("pass", volumes=volumes))
+        await until(backend, ended)
+        await backend.remove(OWNER, "work")
+    async with running(home) as backend:
+        assert backend.owners() == {OWNER}
+        await backend.discard_volumes(OWNER)
+        assert backend.owners() == frozenset()
+
+
+async def test_a_file_that_changes_while_a_program_works_starts_it_anew(home):
+    code = "import os, pathlib, time\nopen(os.environ['STARTS'], 'a').write('x\\n')\nwhile pathlib.Path('config/a').read_text() == 'wait': time.sleep(0.1)\ntime.sleep(0.5)"
+    workload = task(code, env={"STARTS": str(home.root / "starts")}, files={"a": "wait"})
+    async with running(home) as backend:
+        await backend.apply(OWNER, workload)
+        await eventually(lambda: starts(home))
+        await backend.apply(OWNER, replace(workload, files={"a": "go"}))
+        status = await until(backend, ended)
+        assert status.state is State.SUCCEEDED
+        assert len(starts(home)) == 2
 
 
 async def test_stopping_ends_everything_and_the_next_start_goes_on(home):

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmops_api.programs import Env
+from llmops_operator.backends.local import volumes
 from llmops_operator.backends.local.free_ports import HOST
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.replica_folder import MARK, ReplicaFolder
-from llmops_operator.domain.workload import Owner, Scope, Workload
+from llmops_operator.domain.workload import Owner, Workload
 
 INHERITED = frozenset(
     [
@@ -63,7 +64,7 @@ def compose(
     port: int | None,
     surroundings: Mapping[str, str],
 ) -> dict[str, str]:
-    """All variables of a replica's program. Makes the folders of its volumes. Raises `SecretMissing` and `OSError`."""
+    """All variables of a replica's program. Raises `SecretMissing`."""
     env = {
         name: value for name, value in os.environ.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
     }
@@ -73,7 +74,7 @@ def compose(
     env |= surroundings
     env[Env.CACHE_DIR] = str(home.cache)
     env |= workload.env
-    env |= {volume.env: str(_volume(home, owner, volume.name, volume.scope)) for volume in workload.volumes}
+    env |= {volume.env: str(volumes.path(home, owner, volume)) for volume in workload.volumes}
     env |= {secret.env: read_secret(home, secret.name, secret.key) for secret in workload.secrets}
     env |= {Env.RESULT_FILE: str(folder.result), Env.PROGRESS_FILE: str(folder.progress), MARK: str(folder.root)}
     if port is not None:
@@ -96,9 +97,3 @@ def expand(command: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ...]:
     """The command with `$(NAME)` replaced as Kubernetes does it, and with this very Python where it says `python`."""
     words = [re.sub(r"\$\((\w+)\)", lambda match: env.get(match[1], match[0]), word) for word in command]
     return (sys.executable if words[0] == "python" else words[0], *words[1:])
-
-
-def _volume(home: Home, owner: Owner, name: str, scope: Scope) -> Path:
-    folder = home.cache if scope is Scope.SHARED else home.volumes(owner) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

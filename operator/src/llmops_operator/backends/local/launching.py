@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
+from llmops_operator.backends.local import volumes
 from llmops_operator.backends.local.environment import compose, expand
 from llmops_operator.backends.local.free_ports import FreePorts
 from llmops_operator.backends.local.home import Home
@@ -28,6 +29,8 @@ class Surroundings:
     ports: FreePorts = field(default_factory=FreePorts)
     log_bytes: int = LIMIT
     log_files: int = FILES
+    with_volumes: set[Owner] = field(default_factory=set)
+    """The objects that have folders of their own."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Launching:
         """Start a launch. Raises `SecretMissing`, `NoFreePort` and `OSError`, and then nothing has begun."""
         port = self.ports.take(launch.port) if workload.port else None
         try:
+            if volumes.make(self.surroundings.home, self.owner, workload):
+                self.surroundings.with_volumes.add(self.owner)
             env = compose(
                 workload,
                 owner=self.owner,

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from llmops_operator.backends.local import volumes
 from llmops_operator.backends.local.durable import write_text
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.launching import Launching, Surroundings
@@ -20,7 +21,7 @@ from llmops_operator.backends.local.replica_folder import ReplicaFolder
 from llmops_operator.backends.local.replica_status import combine
 from llmops_operator.backends.local.rotated_log import FILES, LIMIT
 from llmops_operator.backends.local.supervision import Supervision, sweep
-from llmops_operator.domain.workload import Lifecycle, Owner, Workload, WorkloadStatus
+from llmops_operator.domain.workload import Owner, State, Workload, WorkloadStatus
 
 RECORD = "workload.json"
 REMOVED = "removed.json"
@@ -51,11 +52,6 @@ class _Running:
     @property
     def status(self) -> WorkloadStatus:
         return combine([replica.status for _, (replica, _) in sorted(self._replicas.items())])
-
-    @property
-    def started(self) -> bool:
-        """Whether its program has been started, now or by an earlier daemon."""
-        return any(ReplicaFolder(path).launch() for path in self.folder.iterdir())
 
     async def keep(self, workload: Workload) -> None:
         """Have as many replicas as `workload` asks for, all of them as it says."""
@@ -113,6 +109,7 @@ class ProcessBackend:
         # Proxies are for the world outside; programs listen on this machine.
         http = httpx.AsyncClient(trust_env=False)
         self._surroundings = Surroundings(self._home, http, self._env, log_bytes=self._log[0], log_files=self._log[1])
+        self._surroundings.with_volumes |= await asyncio.to_thread(volumes.owners, self._home)
         folders = await asyncio.to_thread(lambda: sorted(self._folder.glob("*/*/")))
         for folder in folders:
             record = _read_record(folder)
@@ -138,24 +135,24 @@ class ProcessBackend:
         return {name: running.status for (_, name), running in self._running.items() if running.record.owner == owner}
 
     def owners(self) -> frozenset[Owner]:
-        """All objects that have workloads here."""
-        return frozenset(running.record.owner for running in self._running.values())
+        """All objects that have workloads or folders here."""
+        return frozenset(running.record.owner for running in self._running.values()) | self._surroundings.with_volumes
 
     def subscribe(self, listener: Callable[[Owner], None]) -> None:
         """Call `listener` with the owner of a workload whose status changed."""
         self._listeners.append(listener)
 
     async def apply(self, owner: Owner, workload: Workload) -> None:
-        """Make `workload` run as said; it may start later than this returns, and the status says when not. Raises `OSError`."""
+        """Make `workload` run as said; it may start later than this returns, and the status says when not. Raises `OSError`, and
+        `ValueError` when another object has a workload of this name.
+        """
         place = (owner.namespace, workload.name)
         async with self._lock(place):
             running = self._running.get(place)
             if running and running.record.owner != owner:
-                await self._remove(place)
-                running = None
-            if running and running.record.workload.lifecycle is Lifecycle.COMPLETES and running.started:
-                # It is started once: of what may have changed it takes over only what it reads as it goes.
-                workload = replace(running.record.workload, live_files=workload.live_files)
+                raise ValueError(f"{running.record.owner} has a workload {workload.name} already")
+            if running and running.status.state in (State.SUCCEEDED, State.FAILED):
+                return
             record = _Record(owner, workload)
             if running is None or running.record != record:
                 await asyncio.to_thread(_write_record, self._path(place), record)
@@ -171,7 +168,8 @@ class ProcessBackend:
 
     async def discard_volumes(self, owner: Owner) -> None:
         """Delete the folders of an object that is gone."""
-        await asyncio.to_thread(shutil.rmtree, self._home.volumes(owner), ignore_errors=True)
+        await asyncio.to_thread(volumes.discard, self._home, owner)
+        self._surroundings.with_volumes -= {owner}
 
     def _path(self, place: Place) -> Path:
         return self._folder / place[0] / place[1]

@@ -117,7 +117,7 @@ class Replica:
 
     @property
     def _begun(self) -> str:
-        return "Running" if self._workload.lifecycle is Lifecycle.COMPLETES else "Starting"
+        return "" if self._workload.lifecycle is Lifecycle.COMPLETES else "Starting"
 
     # Starting
 
@@ -172,7 +172,7 @@ class Replica:
         stopped = ended is not None and ended.why == "stopped"
         if self._workload.lifecycle is Lifecycle.COMPLETES:
             if stopped and ended is not None and ended.code != 0:
-                return Start(again)  # the daemon was stopped while it worked: it goes on
+                return Start(again)  # the daemon was stopped while it worked, or something has changed: it goes on
             self._finish(ended)
             return None
         if stopped or last.digest != digest:
@@ -206,7 +206,7 @@ class Replica:
         progress = read_progress(self.folder)
         if ended is not None and ended.code == 0:
             self._set(
-                state=State.SUCCEEDED, reason="Completed", message="", exit_code=0, result=result, progress=progress,
+                state=State.SUCCEEDED, reason="", message="", exit_code=0, result=result, progress=progress,
                 started_at=ended.started_at, ended_at=ended.ended_at, ready=False,
             )  # fmt: skip
             return
@@ -234,7 +234,7 @@ class Replica:
         try:
             while not waiting.done():
                 self._wake.clear()
-                if self._stopping or self._is_outdated(launch):
+                if self._stopping or launch.digest != self._launching.digest(self._workload):
                     waiting.cancel()
                     await asyncio.wait([waiting])
                     return await supervision.stop()
@@ -248,10 +248,6 @@ class Replica:
                 task.cancel()
             await asyncio.gather(waiting, *observing, return_exceptions=True)
             self._set(ready=False, endpoint=None)
-
-    def _is_outdated(self, launch: Launch) -> bool:
-        """Whether the program is to be started anew. One that completes is started once, whatever changes."""
-        return self._workload.lifecycle is Lifecycle.RUNS and launch.digest != self._launching.digest(self._workload)
 
     async def _replace_live_files(self) -> float | None:
         """Replace them where they differ. Seconds after which to try again when that failed."""
@@ -282,7 +278,7 @@ class Replica:
         while True:
             readiness = self._workload.readiness
             if readiness is None or base_url is None:
-                self._set(state=State.RUNNING, ready=True, endpoint=base_url, reason="Ready", message="")
+                self._set(state=State.RUNNING, ready=True, endpoint=base_url, reason="", message="")
                 return
             answer = await ask(self._launching.http, base_url, readiness)
             unanswered = 0 if answer.answered else unanswered + 1
@@ -291,9 +287,7 @@ class Replica:
 
     def _take(self, answer: Answer, base_url: str, *, patient: bool, launch: Launch) -> None:
         if answer.ready:
-            self._set(
-                state=State.RUNNING, ready=True, endpoint=base_url, reason="Ready", message="", report=answer.report
-            )
+            self._set(state=State.RUNNING, ready=True, endpoint=base_url, reason="", message="", report=answer.report)
         elif answer.answered or not (self.status.ready and patient):
             crashed = launch.failures > 0 and not answer.answered
             lines = last_lines(self.folder.log) if not answer.answered else []
