@@ -227,6 +227,14 @@ def swap_alias(client: QdrantClient, alias: str, collection: str) -> None:
     client.update_collection_aliases([delete, create] if exists else [create])
 
 
+def delete_alias(client: QdrantClient, alias: str) -> None:
+    """Remove `alias`, if there is one."""
+    if alias_target(client.get_aliases(), alias) is not None:
+        client.update_collection_aliases(
+            [models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))]
+        )
+
+
 class Keywords:
     """BM25 vectors of chunks and questions, the ones that Qdrant's own `qdrant/bm25` makes: English words, stemmed, without stop words.
 
