@@ -238,7 +238,7 @@ def _decision(
     index, spec = i.index, i.index.spec
     generation, now = index.metadata.generation, timestamp(i.now)
     asked = _requested_at(index)
-    aspects[On.ACCEPTED] = holds("Accepted", asked if isinstance(asked, str) else "")
+    aspects[On.ACCEPTED] = holds("Accepted", asked if isinstance(asked, str) else "the spec is valid")
     aspects[On.SUSPENDED] = (
         holds("Suspended", "spec.suspend is set: nothing is synced until it is false")
         if spec.suspend

@@ -91,7 +91,7 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
     wanted = {workload.name for workload in workloads}
 
     aspects |= {
-        On.ACCEPTED: holds("Accepted"),
+        On.ACCEPTED: holds("Accepted", "the spec is valid"),
         On.SUSPENDED: waits("Active"),
         On.MODEL_RESOLVED: model.aspect,
         On.INDEXES_RESOLVED: indexes.aspect,
@@ -325,7 +325,7 @@ def _progress(*seen: WorkloadStatus | None) -> Any:
 def _suspended(i: ServiceInput, model: ResolvedModel, indexes: ResolvedIndexes) -> Decision[RagServiceStatus]:
     on_hold = waits("Suspended", "spec.suspend is set: set it to false to answer again")
     aspects: dict[str, Aspect] = {
-        On.ACCEPTED: holds("Accepted"),
+        On.ACCEPTED: holds("Accepted", "the spec is valid"),
         On.SUSPENDED: holds(on_hold.reason, on_hold.message),
         On.MODEL_RESOLVED: model.aspect,
         On.INDEXES_RESOLVED: indexes.aspect,

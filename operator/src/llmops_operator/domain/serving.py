@@ -79,14 +79,14 @@ def resolve_model(
     assert model.base is not None
     base = ModelInUse(name=base_name(model.base.uri))
     if model.adapter is None:
-        return ResolvedModel(holds("Resolved", f"{base.name}, no adapter"), base, model.base)
+        return ResolvedModel(holds("ModelResolved", f"{base.name}, no adapter"), base, model.base)
     if model.adapter.training_job_ref is not None:
         found = _of_job(model.adapter.training_job_ref.name, namespace, job)
     else:
         found = _of_registry(resolution)
     if isinstance(found, ModelInUse):
         uri = model.base if found.adapter else ModelSource(uri=str(found.uri))
-        return ResolvedModel(holds("Resolved", found.name), found, uri, adapters=found.adapter)
+        return ResolvedModel(holds("ModelResolved", found.name), found, uri, adapters=found.adapter)
     in_use = old.model
     if in_use is None:
         known_to_be_full = job is not None and job.full
@@ -151,7 +151,7 @@ def resolve_indexes(
         (found if isinstance(one, IndexInUse) else missing).append(one)  # type: ignore[arg-type]
     if not missing:
         return ResolvedIndexes(
-            holds("Resolved", ", ".join(index.collection for index in found) or "no index"), tuple(found)
+            holds("IndexesResolved", ", ".join(index.collection for index in found) or "no index"), tuple(found)
         )
     first = next((aspect for aspect in missing if aspect.trouble), missing[0])
     message = "; ".join(aspect.message for aspect in missing)

@@ -25,7 +25,7 @@ from llmops_operator.domain.files import CACHE, STATE, config_file, program
 from llmops_operator.domain.fingerprint import workload_name
 from llmops_operator.domain.lineage import EndRecord, Recorded, RecordState, RunEnd, lineage_aspect
 from llmops_operator.domain.timing import Timing, parse_timestamp, timestamp
-from llmops_operator.domain.workload import Lifecycle, Role, Workload, WorkloadStatus
+from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
 
 KIND = "TrainingJob"
 MAX_SUSPENSIONS = 16
@@ -161,7 +161,7 @@ def _logs_of(i: TrainingInput, attempts: tuple[Attempt, ...]) -> tuple[str, ...]
 
 def _accepted(spec: TrainingJobSpec) -> dict[str, Aspect]:
     suspended = holds("Suspended", "spec.suspend is set: set it to false to go on") if spec.suspend else waits("Active")
-    return {On.ACCEPTED: holds("Accepted"), On.SUSPENDED: suspended}
+    return {On.ACCEPTED: holds("Accepted", "the spec is valid"), On.SUSPENDED: suspended}
 
 
 def _succeeded(i: TrainingInput, tries: Tries, result: TrainingResult) -> Decision[TrainingJobStatus]:
@@ -276,7 +276,7 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
     aspects = {**_accepted(i.job.spec), On.TRAINED: trained, On.SUCCEEDED: unknown(trained.reason, trained.message)}
     status = i.job.status.model_copy(
         update={
-            "phase": "Training" if seen and seen.reason == "" else "Pending",
+            "phase": "Training" if seen and seen.state is State.RUNNING else "Pending",
             "attempts": tries.attempts,
             "start_time": i.job.status.start_time or timestamp(i.now),
             "progress": seen.progress if seen else None,
