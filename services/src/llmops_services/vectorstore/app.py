@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import logging
 import time
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .catalog import Catalog
-from .errors import StoreError
+from .errors import StoreError, disk_full
 from .routes import ROUTES, Handler
 
 log = logging.getLogger(__name__)
@@ -72,14 +73,21 @@ def _endpoint(catalog: Catalog, handler: Handler) -> Callable[[Request], Awaitab
         start = time.perf_counter()
         try:
             result = await handler(catalog, request)
-        except StoreError as error:
-            return _reply({"status": {"error": str(error)}}, start, error.status)
         except Exception as error:
-            log.exception("%s %s", request.method, request.url.path)
-            return _reply({"status": {"error": f"Service internal error: {error}"}}, start, 500)
+            failure = _failure(request, error)
+            return _reply({"status": {"error": str(failure)}}, start, failure.status)
         return _reply({"result": result, "status": "ok"}, start)
 
     return endpoint
+
+
+def _failure(request: Request, error: Exception) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(f"{error}; free some and send the request again, nothing was changed")
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return StoreError(500, f"Service internal error: {error}")
 
 
 def _reply(envelope: dict[str, Any], start: float, status: int = 200) -> Response:

@@ -46,7 +46,7 @@ def require_space(folder: Path, needed: int) -> None:
     if free_bytes(folder) < needed:
         raise disk_full(
             f"the disk of {folder} has less than {needed >> 20} MiB left; free some and send the request again, "
-            "nothing was written"
+            "nothing is lost and nothing was changed"
         )
 
 
@@ -288,6 +288,7 @@ def _asking(ask: Callable[[edge.EdgeShard], T], shard: edge.EdgeShard) -> T:
 
 
 def _load(name: str, folder: Path) -> edge.EdgeShard:
+    require_space(folder, RESERVE_BYTES)  # the log is replayed into mapped files
     try:
         return edge.EdgeShard.load(str(folder))
     except BaseException as error:  # a panic of the engine is no Exception

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import qdrant_edge as edge
 
 from .errors import malformed, unsupported
@@ -89,8 +90,13 @@ def _field_condition(body: dict[str, Any]) -> edge.FieldCondition:
     return edge.FieldCondition(body["key"], **{name: _FIELD_CONDITIONS[name](value) for name, value in given.items()})
 
 
+def _match_value(value: Any) -> edge.MatchValue:
+    """Edge reads a Python truth value as the integer that it also is, and one of numpy as the truth value."""
+    return edge.MatchValue(np.bool_(value) if isinstance(value, bool) else value)  # type: ignore[arg-type]
+
+
 _MATCHES: dict[str, Callable[[Any], Any]] = {
-    "value": edge.MatchValue,
+    "value": _match_value,
     "any": edge.MatchAny,
     "except": edge.MatchExcept,
     "text": edge.MatchText,

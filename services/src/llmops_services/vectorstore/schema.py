@@ -137,6 +137,8 @@ def parse_schema(body: dict[str, Any]) -> CollectionSchema:
         raise unsupported("quantization")
     if any(p.multivector_config for p in schema.dense.values()):
         raise unsupported("multivectors")
+    if not schema.dense and not schema.sparse:
+        raise unsupported("collections without vectors")
     if schema.strict_mode_config:
         raise unsupported("strict mode")
     if schema.sharding_method not in (None, "auto"):
