@@ -289,7 +289,7 @@ def test_describe_shows_conditions_attempts_events_and_logs(
     key = ("TrainingJob", "default", "assistant")
     for _ in range(2):
         asyncio.run(store.record_event(key, type_="Warning", reason="AttemptFailed", message="attempt 1 failed"))
-    write_program(tmp_path, "assistant-train-1", "training.json", key, "one\n")
+    write_program(tmp_path, "assistant-train-1", "trainer", key, "one\n")
     code, out, _ = applied("describe", "tj", "assistant")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
@@ -302,21 +302,22 @@ def test_describe_shows_conditions_attempts_events_and_logs(
     assert "llmops logs tj/assistant" in out
 
 
-def write_program(tmp_path: Path, workload: str, config: str, key: tuple[str, str, str], log: str) -> None:
-    folder = tmp_path / "home" / "workloads" / "default" / workload / "0"
-    for name in ("config", "log", "run"):
-        (folder / name).mkdir(parents=True)
+def write_program(tmp_path: Path, workload: str, role: str, key: tuple[str, str, str], log: str) -> None:
+    """What the backend keeps of a workload."""
+    folder = tmp_path / "home" / "workloads" / "default" / workload
+    for name in ("log", "run"):
+        (folder / "0" / name).mkdir(parents=True)
     owner = dict(zip(("kind", "namespace", "name"), key, strict=True))
-    (folder / "config" / config).write_text(json.dumps({"object": owner}))
-    (folder / "run" / "launch.json").write_text("{}")
-    (folder / "log" / "out.log").write_text(log)
+    (folder / "workload.json").write_text(json.dumps({"owner": owner, "workload": {"role": role}}))
+    (folder / "0" / "run" / "launch.json").write_text("{}")
+    (folder / "0" / "log" / "out.log").write_text(log)
 
 
 def test_logs_are_of_the_last_attempt_or_of_the_one_before(applied: Llmops, tmp_path: Path) -> None:
     key = ("TrainingJob", "default", "assistant")
-    write_program(tmp_path, "assistant-train-1", "training.json", key, "first\n")
-    write_program(tmp_path, "assistant-train-2", "training.json", key, "a\nb\nc\n")
-    write_program(tmp_path, "other-train-1", "training.json", ("TrainingJob", "default", "other"), "of another\n")
+    write_program(tmp_path, "assistant-train-1", "trainer", key, "first\n")
+    write_program(tmp_path, "assistant-train-2", "trainer", key, "a\nb\nc\n")
+    write_program(tmp_path, "other-train-1", "trainer", ("TrainingJob", "default", "other"), "of another\n")
     assert applied("logs", "tj/assistant")[1] == "a\nb\nc\n"
     assert applied("logs", "tj", "assistant", "--tail", "2")[1] == "b\nc\n"
     assert applied("logs", "tj/assistant", "--previous")[1] == "first\n"
@@ -324,8 +325,8 @@ def test_logs_are_of_the_last_attempt_or_of_the_one_before(applied: Llmops, tmp_
 
 def test_logs_of_several_programs_say_whose_line_it_is(applied: Llmops, tmp_path: Path) -> None:
     key = ("RagService", "default", "chat")
-    write_program(tmp_path, "chat-engine", "engine.json", key, "loading\n")
-    write_program(tmp_path, "chat-gateway", "gateway.json", key, "listening\n")
+    write_program(tmp_path, "chat-engine", "engine", key, "loading\n")
+    write_program(tmp_path, "chat-gateway", "gateway", key, "listening\n")
     assert sorted(applied("logs", "rag/chat")[1].splitlines()) == ["engine | loading", "gateway | listening"]
     assert applied("logs", "rag/chat", "--role", "engine")[1] == "loading\n"
     code, _, err = applied("logs", "rag/chat", "--role", "trainer")
@@ -334,7 +335,7 @@ def test_logs_of_several_programs_say_whose_line_it_is(applied: Llmops, tmp_path
 
 
 def test_following_the_log_of_a_program_that_has_ended_ends(applied: Llmops, tmp_path: Path) -> None:
-    write_program(tmp_path, "assistant-train-1", "training.json", ("TrainingJob", "default", "assistant"), "a\nb\n")
+    write_program(tmp_path, "assistant-train-1", "trainer", ("TrainingJob", "default", "assistant"), "a\nb\n")
     assert applied("logs", "-f", "tj/assistant")[1] == "a\nb\n"
 
 

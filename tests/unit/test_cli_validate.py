@@ -186,7 +186,16 @@ LINES = {
         'messages[0].role "bot" is unknown',
     ),
     "an empty content": ('{"messages": [{"role": "user", "content": ""}]}\n', 1, "messages[0].content is missing"),
-    "nothing to learn": ('{"messages": [{"role": "user", "content": "x"}]}\n', 1, "no message of the assistant"),
+    "nothing to learn": (
+        '{"messages": [{"role": "user", "content": "x"}]}\n',
+        1,
+        "the last message is not the assistant's",
+    ),
+    "a system message in the middle": (
+        '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}\n',
+        1,
+        "messages[1] is a system",
+    ),
     "a list": ("[]\n", 1, "this is not a JSON object"),
     "prompts where messages belong": ('{"prompt": "a", "completion": "b"}\n', 1, "messages is missing"),
 }

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from llmops_operator.cli.faults import Fault
 from llmops_operator.cli.manifests import Document, Loc
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant")
 FAULTS_PER_FILE = 10
 """After these a file is not read on: what follows is most often the same mistake."""
 
@@ -107,7 +107,7 @@ def _lines(document: Document, where: Loc, path: Path, check: Check) -> Iterator
                 if not data.strip():
                     continue
                 empty = False
-                if message := _line(data, check):
+                if message := _line(data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data, check):
                     yield Fault(str(path), number, "", message)
     except OSError as error:
         yield document.fault(where, f"{path} cannot be read: {error.strerror}")
@@ -144,10 +144,15 @@ def _messages(line: dict[str, Any]) -> str | None:
             return f"{field} has no role: write one of {', '.join(ROLES)}"
         if message["role"] not in ROLES:
             return f"{field}.role {json.dumps(message['role'])} is unknown: write one of {', '.join(ROLES)}"
-        if not _text(message.get("content")):
+        if message["role"] == "system":
+            if number > 0:
+                return f"{field} is a system message that is not the first: move it to the front, or remove it"
+            if not isinstance(message.get("content"), str):
+                return f"{field}.content is missing: write what the model is told"
+        elif not _text(message.get("content")):
             return f"{field}.content is missing or empty: write what the {message['role']} says"
-    if not any(message["role"] == "assistant" for message in messages):
-        return "there is no message of the assistant, so nothing to learn: add one"
+    if messages[-1]["role"] != "assistant":
+        return "the last message is not the assistant's, so there is no answer to learn: add it"
     return None
 
 
@@ -161,11 +166,13 @@ def _prompt_completion(line: dict[str, Any]) -> str | None:
 def _question(line: dict[str, Any]) -> str | None:
     if not _text(line.get("question")):
         return "question is missing or empty: write the question as a person would ask it"
+    if line.get("answerable") is False:
+        return None
     documents = line.get("documents", [])
     if not isinstance(documents, list) or not all(
         isinstance(item, dict) and _text(item.get("path")) for item in documents
     ):
         return 'documents has to be a list of the documents that answer it: write [{"path": "…"}]'
-    if line.get("answerable", True) and not documents:
+    if not documents:
         return 'documents is missing: name what answers the question, or write "answerable": false'
     return None

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from llmops_operator.backends.local.durable import read_json
 from llmops_operator.backends.local.replica_folder import ReplicaFolder
 from llmops_operator.backends.local.rotated_log import follow, log_files
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.kinds import Target
 from llmops_operator.cli.reading import Key, reading
-
-ROLES = {"training.json": "trainer", "indexing.json": "indexer", "engine.json": "engine", "gateway.json": "gateway"}
-"""The role of a program by the name of its config file, which also says which object it works for."""
 
 ENDING = ("trainer", "indexer")
 LIVES_SECONDS = 0.5
@@ -42,21 +40,26 @@ class Program:
 
 def programs(home: Path, key: Key) -> list[Program]:
     """The programs of an object that have a folder, the one that was started last at the end."""
-    found = [p for path in (home / "workloads" / key[1]).glob("*/*/config/*.json") for p in _program(path, key)]
-    return sorted(found, key=lambda program: (program.folder / "run" / "launch.json").stat().st_mtime_ns)
+    found = [
+        Program(record["workload"]["role"], folder.name, replica)
+        for folder in (home / "workloads" / key[1]).glob("*")
+        if (record := read_json(folder / "workload.json")) and _owned(record, key)
+        for replica in folder.glob("*")
+        if (replica / "run" / "launch.json").exists()
+    ]
+    return sorted(found, key=lambda program: _started(program.folder))
 
 
-def _program(path: Path, key: Key) -> Iterator[Program]:
-    role = ROLES.get(path.name)
-    folder = path.parent.parent
-    if role is None or not (folder / "run" / "launch.json").exists():
-        return
+def _owned(record: dict[str, Any], key: Key) -> bool:
+    owner = record["owner"]
+    return bool((owner["kind"], owner["namespace"], owner["name"]) == key)
+
+
+def _started(folder: Path) -> int:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))["object"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # written anew or removed at this moment
-    if (owner.get("kind"), owner.get("namespace"), owner.get("name")) == key:
-        yield Program(role, folder.parent.name, folder)
+        return (folder / "run" / "launch.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def show(
