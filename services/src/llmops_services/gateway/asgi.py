@@ -13,6 +13,7 @@ from llmops_services.gateway.errors import ApiError
 
 Headers = Sequence[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
+DRAINED = 4
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -25,10 +26,9 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises `ApiError` 413 when it is longer than `limit` bytes, `ClientGone`."""
-    said = header(scope, b"content-length")
-    if said is not None and said.isdigit() and int(said) > limit:
-        raise too_large(limit)
+    """The request's body. Raises `ClientGone`, and `ApiError` 413 when it is longer than `limit` bytes: after it has been read (up
+    to `DRAINED` times the limit), because a client that is still writing would see a broken connection instead of the answer.
+    """
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -36,9 +36,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
-        pieces.append(piece)
         size += len(piece)
-        if size > limit:
+        if size <= limit:
+            pieces.append(piece)
+        else:
+            pieces.clear()
+        if size > DRAINED * limit or (size > limit and not message.get("more_body")):
             raise too_large(limit)
         if not message.get("more_body"):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
