@@ -56,7 +56,7 @@ def test_health_is_answered_during_heavy_upserts(store: StoreProcess) -> None:
     batch = [models.PointStruct(id=i, vector=[float(i % 11)] * DIMENSIONS, payload={"n": i}) for i in range(2000)]
 
     def upsert() -> None:
-        for _ in range(10):
+        for _ in range(6):
             client.upsert("busy", batch)
 
     writer = threading.Thread(target=upsert)
