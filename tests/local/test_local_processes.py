@@ -304,7 +304,7 @@ async def test_a_server_is_ready_when_it_answers_and_reports(home):
         assert status.report["live"] == "1"
         (home.workloads / "default" / "serve" / "0" / "unready").touch()
         status = await until(backend, lambda status: not ready(status))
-        assert (status.state, status.reason, status.message) == (State.RUNNING, "NotReady", "warming up")
+        assert (status.state, status.reason, status.message) == (State.RUNNING, "", "warming up")
         assert status.endpoints == ()
 
 

@@ -51,6 +51,16 @@ INHERITED_PREFIXES = (
 """What the operating system, the machine's accelerators and the libraries of the programs are set up with."""
 
 
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+"""No program reports its use to anybody, unless the user's environment says otherwise."""
+
+
 class SecretMissing(Exception):
     """A file with a secret's value is not there."""
 

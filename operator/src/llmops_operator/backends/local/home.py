@@ -67,11 +67,6 @@ class Home:
         """The vector store's collections."""
         return self.root / "qdrant"
 
-    @property
-    def daemon_log(self) -> Path:
-        """The folder of the daemon's own log."""
-        return self.root / "log"
-
     def secret(self, name: str, key: str) -> Path:
         """The file with the value of one entry of a secret."""
         return self.secrets / name / key

@@ -13,8 +13,8 @@ from llmops_operator.backends.local import volumes
 from llmops_operator.backends.local.environment import compose, expand
 from llmops_operator.backends.local.free_ports import FreePorts
 from llmops_operator.backends.local.home import Home
+from llmops_operator.backends.local.log_writing import FILES, LIMIT
 from llmops_operator.backends.local.replica_folder import Launch, ReplicaFolder
-from llmops_operator.backends.local.rotated_log import FILES, LIMIT
 from llmops_operator.backends.local.supervision import Supervision
 from llmops_operator.domain.workload import Owner, Workload
 

@@ -16,10 +16,10 @@ from llmops_operator.backends.local import volumes
 from llmops_operator.backends.local.durable import write_text
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.launching import Launching, Surroundings
+from llmops_operator.backends.local.log_writing import FILES, LIMIT
 from llmops_operator.backends.local.replica import Replica
 from llmops_operator.backends.local.replica_folder import ReplicaFolder
 from llmops_operator.backends.local.replica_status import combine
-from llmops_operator.backends.local.rotated_log import FILES, LIMIT
 from llmops_operator.backends.local.supervision import Supervision, sweep
 from llmops_operator.domain.workload import Owner, State, Workload, WorkloadStatus
 
@@ -98,17 +98,15 @@ class ProcessBackend:
         log_files: int = FILES,
     ) -> None:
         self._home, self._folder = home, folder
-        self._env, self._log = dict(env or {}), (log_bytes, log_files)
         self._running: dict[Place, _Running] = {}
         self._locks: dict[Place, asyncio.Lock] = {}
         self._listeners: list[Callable[[Owner], None]] = []
-        self._surroundings: Surroundings
+        # Proxies are for the world outside; programs listen on this machine.
+        http = httpx.AsyncClient(trust_env=False)
+        self._surroundings = Surroundings(home, http, dict(env or {}), log_bytes=log_bytes, log_files=log_files)
 
     async def start(self) -> None:
         """Adopt what an earlier daemon has left running, go on with what it was doing, and clean up what it was removing."""
-        # Proxies are for the world outside; programs listen on this machine.
-        http = httpx.AsyncClient(trust_env=False)
-        self._surroundings = Surroundings(self._home, http, self._env, log_bytes=self._log[0], log_files=self._log[1])
         self._surroundings.with_volumes |= await asyncio.to_thread(volumes.owners, self._home)
         folders = await asyncio.to_thread(lambda: sorted(self._folder.glob("*/*/")))
         for folder in folders:

@@ -111,13 +111,7 @@ class Replica:
         if launch.port is not None:
             self._launching.ports.keep(launch.port)
         process = self.folder.process(launch.run) or {}
-        self._set(
-            state=State.RUNNING, reason=self._begun, started_at=process.get("started_at"), restarts=launch.restarts
-        )
-
-    @property
-    def _begun(self) -> str:
-        return "" if self._workload.lifecycle is Lifecycle.COMPLETES else "Starting"
+        self._set(state=State.RUNNING, started_at=process.get("started_at"), restarts=launch.restarts)
 
     # Starting
 
@@ -152,7 +146,7 @@ class Replica:
                     result=None,
                     report=None,
                     restarts=supervision.launch.restarts,
-                    reason=self.status.reason if supervision.launch.failures else self._begun,
+                    reason=self.status.reason if supervision.launch.failures else "",
                     message=self.status.message if supervision.launch.failures else "",
                 )
                 return supervision
@@ -282,23 +276,22 @@ class Replica:
                 return
             answer = await ask(self._launching.http, base_url, readiness)
             unanswered = 0 if answer.answered else unanswered + 1
-            self._take(answer, base_url, patient=unanswered < PATIENCE, launch=launch)
+            self._take(answer, base_url, patient=unanswered < PATIENCE)
             await asyncio.sleep(readiness.period_seconds)
 
-    def _take(self, answer: Answer, base_url: str, *, patient: bool, launch: Launch) -> None:
+    def _take(self, answer: Answer, base_url: str, *, patient: bool) -> None:
         if answer.ready:
             self._set(state=State.RUNNING, ready=True, endpoint=base_url, reason="", message="", report=answer.report)
-        elif answer.answered or not (self.status.ready and patient):
-            crashed = launch.failures > 0 and not answer.answered
-            lines = last_lines(self.folder.log) if not answer.answered else []
-            message = f"{answer.message}; it last wrote: {lines[-1].strip()[:500]}" if lines else answer.message
+        elif answer.answered:
             self._set(
-                state=State.RUNNING,
-                ready=False,
-                endpoint=None,
-                reason=self.status.reason if crashed else "NotReady",
-                message=self.status.message if crashed else message,
-                report=answer.report if answer.answered else self.status.report,
+                state=State.RUNNING, ready=False, endpoint=None, reason="", message=answer.message, report=answer.report
+            )
+        elif self.status.ready and not patient:
+            self._set(ready=False, endpoint=None, reason="NotAnswering", message=answer.message)
+        elif not self.status.ready and not self.status.reason:
+            lines = last_lines(self.folder.log)
+            self._set(
+                message=f"{answer.message}; it last wrote: {lines[-1].strip()[:500]}" if lines else answer.message
             )
 
     def _set(self, **changes: object) -> None:

@@ -20,10 +20,10 @@ TOLD = 1500
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """One replica. `endpoint` is set while it is ready and listens; `report_number` grows with each change of `report`."""
+    """One replica. `reason` stays empty while it only takes its time, and names trouble. `endpoint` is set while it is ready and listens; `report_number` grows with each change of `report`."""
 
     state: State = State.PENDING
-    reason: str = "Starting"
+    reason: str = ""
     message: str = ""
     exit_code: int | None = None
     started_at: str | None = None
@@ -92,7 +92,7 @@ def combine(replicas: Sequence[ReplicaStatus]) -> WorkloadStatus:
     the ready replica whose report has been the same for longest: when all are to take a change over, it is the last to.
     """
     if not replicas:
-        return WorkloadStatus(State.PENDING, reason="Starting")
+        return WorkloadStatus(State.PENDING)
     ready = [replica for replica in replicas if replica.ready]
     unwell = next((replica for replica in replicas if not replica.ready), replicas[0])
     shown = next((replica for replica in replicas if replica.state is State.RUNNING), unwell)

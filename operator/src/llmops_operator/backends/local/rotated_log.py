@@ -1,4 +1,4 @@
-"""The output of a program in files of bounded size: `out.log` is the current one, `out.log.1` the one before, and so on."""
+"""Reads what `log_writing` has written: all of it, its last lines, or on and on."""
 
 from __future__ import annotations
 
@@ -8,58 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-NAME = "out.log"
-LIMIT = 10 * 1024 * 1024
-FILES = 3
-MEMORY = 8192
-LINES = 20
-
-
-class RotatedLog:
-    """Appends to the files of `folder`, at most `files` of `limit` bytes; what a full disk does not take is dropped."""
-
-    def __init__(self, folder: Path, *, limit: int = LIMIT, files: int = FILES) -> None:
-        self._folder, self._limit, self._files = folder, limit, files
-        self._last = b""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._open()
-
-    def _open(self) -> None:
-        self._file = (self._folder / NAME).open("ab", buffering=0)
-        self._size = self._file.tell()
-
-    def write(self, data: bytes) -> None:
-        """Append, starting a new file first when the current one would grow beyond the limit."""
-        self._last = (self._last + data)[-MEMORY:]
-        try:
-            if self._size and self._size + len(data) > self._limit:
-                self._rotate()
-            self._size += self._file.write(data)
-        except OSError:
-            return
-
-    def _rotate(self) -> None:
-        self._file.close()
-        newest = self._folder / NAME
-        for number in range(self._files - 1, 0, -1):
-            older = newest if number == 1 else newest.with_name(f"{NAME}.{number - 1}")
-            if older.exists():
-                older.replace(newest.with_name(f"{NAME}.{number}"))
-        if self._files == 1:
-            newest.unlink()
-        self._open()
-
-    def last_lines(self) -> list[str]:
-        """The last lines that were written, empty ones left out."""
-        return _lines(self._last)
-
-    def close(self) -> None:
-        """Close the current file."""
-        self._file.close()
-
-
-def _lines(data: bytes) -> list[str]:
-    return [line for line in data.decode(errors="replace").splitlines() if line.strip()][-LINES:]
+from llmops_operator.backends.local.log_writing import MEMORY, NAME, lines_at_end
 
 
 def log_files(folder: Path) -> list[Path]:
@@ -75,7 +24,7 @@ def last_lines(folder: Path) -> list[str]:
     try:
         with (folder / NAME).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - MEMORY))
-            return _lines(file.read())
+            return lines_at_end(file.read())
     except OSError:
         return []
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from llmops_operator.backends.local.durable import read_json, write_json
+from llmops_operator.backends.local.log_writing import RotatedLog
 from llmops_operator.backends.local.process_table import boot_id, descendants, out_of_memory_kills, start_ticks
-from llmops_operator.backends.local.rotated_log import RotatedLog
 
 ALREADY_STARTED = 3
 """Another supervisor has or had this launch."""
