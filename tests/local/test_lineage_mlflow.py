@@ -117,9 +117,9 @@ def owner(key: Key, uid: str) -> Owner:
     return Owner(*key, uid)
 
 
-def index_record(uid: str, digest: str = "d1") -> IndexRecord:
+def index_record(uid: str, digest: str = "d1", collection: str = "docs.handbook.abc123") -> IndexRecord:
     version = IndexVersion(
-        collection="docs.handbook.abc123",
+        collection=collection,
         fingerprint="abc123" * 8,
         digest=digest,
         documents=3,
@@ -128,7 +128,9 @@ def index_record(uid: str, digest: str = "d1") -> IndexRecord:
         evaluation=RetrievalScores(questions=10, recall_at5="0.9", mrr="0.75"),
     )
     sources = (SourceDigest(name="hr", uri="file:///data/hr", documents=3, digest="a1" * 32),)
-    return IndexRecord(owner(INDEX, uid), 2, "kind: EmbeddingIndex\n", version, sources, "pkg://minilm/model", "e5" * 32)
+    return IndexRecord(
+        owner(INDEX, uid), 2, "kind: EmbeddingIndex\n", version, sources, "pkg://minilm/model", "e5" * 32
+    )
 
 
 def service_record(uid: str, **changes: object) -> ServiceRecord:
@@ -166,7 +168,9 @@ def register_adapter(client: MlflowClient, name: str, type_: ModelType = ModelTy
     client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    client.create_model_version(name, source=f"models:/{model.model_id}", run_id=run.info.run_id, model_id=model.model_id)
+    client.create_model_version(
+        name, source=f"models:/{model.model_id}", run_id=run.info.run_id, model_id=model.model_id
+    )
     return str(model.model_id)
 
 
@@ -228,8 +232,9 @@ async def test_documents_that_changed_in_place_are_another_run_of_the_same_colle
 
 async def test_a_service_revision_points_at_base_model_adapter_and_index(news: News, client: MlflowClient) -> None:
     adapter = register_adapter(client, "assistant")
-    index = index_record("uid-index-4")
-    record = service_record("uid-service-1", registered_uri="mlflow://assistant/1")
+    index = index_record("uid-index-4", collection="docs.handbook.late")
+    collections = {"handbook": "docs.handbook.late"}
+    record = service_record("uid-service-1", registered_uri="mlflow://assistant/1", collections=collections)
     news.lineage.record(SERVICE, record)
     news.lineage.record(INDEX, index)
     await news.until(lambda: recorded(news, "uid-service-1", record.key) is not None)
@@ -303,7 +308,9 @@ async def test_a_version_by_number_is_found(news: News, client: MlflowClient) ->
     register_adapter(client, "numbered")
     reference = RegisteredModel(name="numbered", version="1")
     news.lineage.resolve(SERVICE, reference)
-    await news.until(lambda: news.lineage.resolve(SERVICE, reference) == RegisteredVersion("numbered", "1", adapter=True))
+    await news.until(
+        lambda: news.lineage.resolve(SERVICE, reference) == RegisteredVersion("numbered", "1", adapter=True)
+    )
 
 
 async def test_a_deleted_experiment_is_brought_back(news: News, client: MlflowClient) -> None:

@@ -53,7 +53,7 @@ class IndexSource(Model):
     uri: DataUri
     include: Annotated[tuple[Line, ...], Field(min_length=1, max_length=64)] = ("**/*.md", "**/*.txt", "**/*.jsonl")
     exclude: Annotated[tuple[Line, ...], Field(max_length=64)] = ()
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] = {}
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] = {}  # noqa: RUF012 - pydantic copies it
 
 
 class Chunking(Model):

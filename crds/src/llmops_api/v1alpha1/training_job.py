@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -58,7 +59,7 @@ class GateMetric(StrEnum):
     """What the gate looks at. An improvement of `Loss` is a fall, of `TokenF1` a rise."""
 
     LOSS = "Loss"
-    TOKEN_F1 = "TokenF1"
+    TOKEN_F1 = "TokenF1"  # noqa: S105 - a metric
 
 
 class BaseModelSource(Model):
@@ -168,7 +169,7 @@ class Output(Model):
 
     model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9][-._a-zA-Z0-9]*$")]
     alias_on_pass: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-zA-Z][-_a-zA-Z0-9]*$")] | None = (
-        "champion"
+        "champion"  # noqa: S105 - an alias
     )
 
     rules: ClassVar = (
@@ -197,6 +198,23 @@ class TrainingJobSpec(Model):
     suspend: bool = False
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+
+
+IMMUTABLE = tuple(field for field in TrainingJobSpec.model_fields if field != "suspend")
+"""The fields of a spec that say what is trained; the CRD's transition rules are made from them."""
+
+
+def immutable_message(fields: Sequence[str]) -> str:
+    """What to do when fields (camelCase) were changed that may not change."""
+    return f"{', '.join(fields)} of a TrainingJob cannot be changed: create another TrainingJob with the new value"
+
+
+def immutable_changes(old: TrainingJobSpec, new: TrainingJobSpec) -> str | None:
+    """What is wrong with an edit, or None when only `suspend` differs."""
+    changed = [field for field in IMMUTABLE if getattr(old, field) != getattr(new, field)]
+    if not changed:
+        return None
+    return immutable_message([TrainingJobSpec.model_fields[field].alias or field for field in changed])
 
 
 class TrainingJobCondition(StrEnum):

@@ -84,6 +84,7 @@ class MlflowLineage:
         # As defaults, not in the environment: programs started from this process would inherit that. The user's own values win.
         environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.default = timeout
         environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = 0
+        environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = True
 
     # From the event loop's thread
 

@@ -1,0 +1,407 @@
+"""The CRDs and the pydantic models they are made from say the same: one table of specs goes through both.
+
+There is no API server here, so its part is played as far as it goes: defaulting, the schema by `jsonschema` (unknown fields
+refused, as with strict validation), and the CEL rules by a translation of the little CEL that they use into Python.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from llmops_api.v1alpha1 import KINDS, TrainingJobSpec
+from llmops_api.v1alpha1.meta import Model, Rule
+from llmops_api.v1alpha1.training_job import immutable_changes
+
+CRDS = Path(__file__).parents[2] / "crds"
+_module = importlib.util.spec_from_file_location("generate_crds", CRDS / "generate.py")
+assert _module is not None
+assert _module.loader is not None
+generate = importlib.util.module_from_spec(_module)
+sys.modules["generate_crds"] = generate
+_module.loader.exec_module(generate)
+
+Spec = dict[str, Any]
+
+JOB: Spec = {
+    "baseModel": {"uri": "pkg://llm/model.gguf"},
+    "data": {"train": {"uri": "file:///data/train.jsonl"}},
+    "hyperparameters": {"epochs": 1},
+    "output": {"model": "assistant"},
+}
+INDEX: Spec = {
+    "sources": [{"name": "docs", "uri": "file:///docs"}],
+    "embedding": {"model": {"uri": "hf://org/minilm@main"}},
+}
+SERVICE: Spec = {"model": {"base": {"uri": "mlflow://assistant@champion"}}}
+BASE = {"TrainingJob": JOB, "EmbeddingIndex": INDEX, "RagService": SERVICE}
+DROP = object()
+
+
+def edited(base: Spec, changes: Spec) -> Spec:
+    """`base` with values at dotted paths set, or dropped."""
+    spec = copy.deepcopy(base)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        at = spec
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        if value is DROP:
+            del at[last]
+        else:
+            at[last] = value
+    return spec
+
+
+SOURCE = {"name": "docs", "uri": "file:///docs"}
+REF = {"indexRef": {"name": "docs"}}
+
+VALID: list[tuple[str, str, Spec]] = [
+    ("TrainingJob", "the least of a TrainingJob", {}),
+    ("TrainingJob", "full tuning", {"tuning": {"full": {}}}),
+    ("TrainingJob", "dropout below one", {"tuning": {"lora": {"dropout": "0.05"}}}),
+    ("TrainingJob", "steps instead of epochs", {"hyperparameters": {"maxSteps": 25, "learningRate": "1e-5", "warmupRatio": "0"}}),
+    ("TrainingJob", "a gate with a general set", {"evaluation": {"domain": {"uri": "file:///e"}, "general": {"uri": "file:///g"},
+        "gate": {"metric": "TokenF1", "minImprovement": "-0.1", "maxGeneralRegression": "0.2"}}}),
+    ("TrainingJob", "a gate without a general set", {"evaluation": {"domain": {"uri": "file:///e"}, "gate": {}}}),
+    ("TrainingJob", "an alias that begins with v", {"output.aliasOnPass": "vital"}),
+    ("TrainingJob", "a relative file", {"data.train.uri": "file://./train.jsonl"}),
+    ("TrainingJob", "resources", {"compute": {"workers": 2, "resources": {"cpu": "500m", "memory": "2Gi"}}}),
+    ("EmbeddingIndex", "the least of an EmbeddingIndex", {}),
+    ("EmbeddingIndex", "overlap of half", {"chunking": {"maxTokens": 64, "overlapTokens": 32}}),
+    ("EmbeddingIndex", "a gate of one", {"evaluation": {"questions": {"uri": "file:///q"}, "gate": {"recallAt5": "1"}}}),
+    ("EmbeddingIndex", "two sources", {"sources": [SOURCE, {**SOURCE, "name": "more", "metadata": {"area": "hr"}}]}),
+    ("EmbeddingIndex", "refresh", {"refresh": {"everySeconds": 60}, "deletionPolicy": "Retain"}),
+    ("RagService", "the least of a RagService", {}),
+    ("RagService", "an adapter of a job", {"model.adapter": {"trainingJobRef": {"name": "assistant"}}}),
+    ("RagService", "an adapter by alias", {"model.adapter": {"model": {"name": "assistant", "alias": "champion"}}}),
+    ("RagService", "an adapter by version", {"model.adapter": {"model": {"name": "assistant", "version": "3"}}}),
+    ("RagService", "an endpoint with a key", {"model": {"endpoint": {"urls": ["http://engine:8000/v1"], "name": "m", "secretRef": {"name": "key"}}}}),
+    ("RagService", "all memory of the GPU", {"engine": {"gpuMemoryUtilization": "1.0", "extraArgs": ["--enable-prefix-caching"]}}),
+    ("RagService", "two indexes", {"indexes": [REF, {"indexRef": {"name": "more"}, "description": "more"}]}),
+    ("RagService", "as many candidates as sources", {"retrieval": {"topK": 5, "candidates": 5, "minScore": "-0.5"}}),
+    ("RagService", "a template of its own", {"prompt": {"template": "{question} {sources}"}}),
+]  # fmt: skip
+
+INVALID: list[tuple[str, str, Spec, str]] = [
+    ("TrainingJob", "an unknown field", {"epochs": 3}, "epochs"),
+    ("TrainingJob", "an unknown field deep inside", {"tuning": {"lora": {"r": 8}}}, "r"),
+    ("TrainingJob", "no output", {"output": DROP}, "output"),
+    ("TrainingJob", "a wrong type", {"hyperparameters": {"epochs": "many"}}, "epochs"),
+    ("TrainingJob", "an unknown method", {"method": "DPO"}, "method"),
+    ("TrainingJob", "a scheme that nothing reads", {"data.train.uri": "ftp://host/file"}, "uri"),
+    ("TrainingJob", "a number where a decimal string belongs", {"hyperparameters": {"epochs": 1, "learningRate": 0.1}}, "learningRate"),
+    ("TrainingJob", "both lora and full", {"tuning": {"lora": {}, "full": {}}}, "exactly one of lora and full"),
+    ("TrainingJob", "neither lora nor full", {"tuning": {}}, "exactly one of lora and full"),
+    ("TrainingJob", "dropout of one", {"tuning": {"lora": {"dropout": "1"}}}, "dropout is a share"),
+    ("TrainingJob", "epochs and maxSteps", {"hyperparameters": {"epochs": 1, "maxSteps": 1}}, "exactly one of epochs and maxSteps"),
+    ("TrainingJob", "neither epochs nor maxSteps", {"hyperparameters": {}}, "exactly one of epochs and maxSteps"),
+    ("TrainingJob", "a learning rate of zero", {"hyperparameters": {"epochs": 1, "learningRate": "0"}}, "learningRate must be above 0"),
+    ("TrainingJob", "warm-up over everything", {"hyperparameters": {"epochs": 1, "warmupRatio": "1"}}, "warmupRatio is a share"),
+    ("TrainingJob", "a bound on a general set that is not there",
+     {"evaluation": {"domain": {"uri": "file:///e"}, "gate": {"maxGeneralRegression": "0"}}}, "needs evaluation.general"),
+    ("TrainingJob", "the alias latest", {"output.aliasOnPass": "latest"}, "may not be latest"),
+    ("TrainingJob", "an alias like a version", {"output.aliasOnPass": "v12"}, "may not be latest"),
+    ("TrainingJob", "no worker", {"compute": {"workers": 0}}, "workers"),
+    ("EmbeddingIndex", "no source", {"sources": []}, "sources"),
+    ("EmbeddingIndex", "more overlap than half", {"chunking": {"maxTokens": 64, "overlapTokens": 33}}, "at most half of maxTokens"),
+    ("EmbeddingIndex", "a recall above one", {"evaluation": {"questions": {"uri": "file:///q"}, "gate": {"recallAt5": "1.01"}}}, "is a share"),
+    ("EmbeddingIndex", "two sources of one name", {"sources": [SOURCE, SOURCE]}, "give each source a name of its own"),
+    ("EmbeddingIndex", "a source without a name", {"sources": [{"uri": "file:///docs"}]}, "name"),
+    ("EmbeddingIndex", "a source with a bad name", {"sources": [{**SOURCE, "name": "My Docs"}]}, "name"),
+    ("RagService", "no model", {"model": DROP}, "model"),
+    ("RagService", "neither base nor endpoint", {"model": {}}, "exactly one of base and endpoint"),
+    ("RagService", "base and endpoint", {"model.endpoint": {"urls": ["http://e/v1"], "name": "m"}}, "exactly one of base and endpoint"),
+    ("RagService", "an adapter of an endpoint", {"model": {"endpoint": {"urls": ["http://e/v1"], "name": "m"},
+        "adapter": {"trainingJobRef": {"name": "j"}}}}, "model.adapter needs model.base"),
+    ("RagService", "an adapter from nowhere", {"model.adapter": {}}, "exactly one of trainingJobRef and model"),
+    ("RagService", "an adapter from two places", {"model.adapter": {"trainingJobRef": {"name": "j"}, "model": {"name": "m", "version": "1"}}},
+     "exactly one of trainingJobRef and model"),
+    ("RagService", "alias and version", {"model.adapter": {"model": {"name": "m", "alias": "a", "version": "1"}}}, "exactly one of alias and version"),
+    ("RagService", "neither alias nor version", {"model.adapter": {"model": {"name": "m"}}}, "exactly one of alias and version"),
+    ("RagService", "no memory of the GPU", {"engine": {"gpuMemoryUtilization": "0"}}, "gpuMemoryUtilization is a share"),
+    ("RagService", "more than the GPU", {"engine": {"gpuMemoryUtilization": "1.1"}}, "gpuMemoryUtilization is a share"),
+    ("RagService", "an option that is ours", {"engine": {"extraArgs": ["--port=80"]}}, "extraArgs repeats an option"),
+    ("RagService", "an option that is ours, split", {"engine": {"extraArgs": ["--dtype", "half"]}}, "extraArgs repeats an option"),
+    ("RagService", "an index twice", {"indexes": [REF, REF]}, "name the same EmbeddingIndex"),
+    ("RagService", "more sources than candidates", {"retrieval": {"topK": 6, "candidates": 5}}, "topK may not be above candidates"),
+    ("RagService", "a template without the question", {"prompt": {"template": "{sources}"}}, "must hold both"),
+    ("RagService", "a url that is none", {"model": {"endpoint": {"urls": ["engine:8000"], "name": "m"}}}, "urls"),
+]  # fmt: skip
+
+
+# What the API server would do
+
+
+@functools.cache
+def schema_of(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = generate.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return found
+
+
+def strict(schema: Any) -> Any:
+    """The schema with unknown fields refused."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: strict(value) for key, value in schema.items() if key != "default"}
+    if schema.get("type") == "object" and "additionalProperties" not in schema:
+        result["additionalProperties"] = False
+    return result
+
+
+def defaulted(value: Any, schema: dict[str, Any]) -> Any:
+    """What the API server stores: defaults filled in where a field is absent."""
+    if isinstance(value, dict) and "properties" in schema:
+        value = dict(value)
+        for name, one in schema["properties"].items():
+            if name not in value and "default" in one:
+                value[name] = copy.deepcopy(one["default"])
+            if name in value:
+                value[name] = defaulted(value[name], one)
+    elif isinstance(value, list) and "items" in schema:
+        value = [defaulted(one, schema["items"]) for one in value]
+    return value
+
+
+class Cel:
+    """A value as CEL sees it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __getattr__(self, name: str) -> Any:
+        return cel_value(self.value[name])
+
+
+class CelList(list[Any]):
+    def all(self, holds: Any) -> bool:
+        return all(holds(one) for one in self)
+
+    def exists_one(self, holds: Any) -> bool:
+        return sum(bool(holds(one)) for one in self) == 1
+
+
+class CelString(str):
+    def matches(self, pattern: str) -> bool:
+        return re.search(pattern, self) is not None
+
+    def contains(self, part: str) -> bool:
+        return part in self
+
+
+def cel_value(value: Any) -> Any:
+    match value:
+        case dict():
+            return Cel(value)
+        case list():
+            return CelList(cel_value(one) for one in value)
+        case str():
+            return CelString(value)
+    return value
+
+
+def evaluate(cel: str, self_: Any) -> bool:
+    text = re.sub(r"has\(([\w.]+)\.(\w+)\)", r"has(\1, '\2')", cel)
+    text = re.sub(r"\.(all|exists_one)\((\w+), ", r".\1(lambda \2: ", text)
+    text = text.replace("&&", " and ").replace("||", " or ").replace("double(", "float(")
+    text = re.sub(r"!(?!=)", " not ", text).strip()
+    names = {"has": lambda at, name: name in at.value, "float": float, "self": cel_value(self_)}
+    return bool(eval(text, {"__builtins__": {}, **names}))
+
+
+def broken_rules(value: Any, schema: dict[str, Any]) -> Iterator[str]:
+    for rule in schema.get("x-kubernetes-validations", ()):
+        if "oldSelf" not in rule["rule"] and not evaluate(rule["rule"], value):
+            yield rule["message"]
+    if isinstance(value, dict):
+        for name, one in schema.get("properties", {}).items():
+            if name in value:
+                yield from broken_rules(value[name], one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from broken_rules(one, schema["items"])
+
+
+def refused_by_schema(kind: str, spec: Spec) -> str | None:
+    schema = schema_of(kind)["properties"]["spec"]
+    errors = [f"{'.'.join(map(str, error.path))}: {error.message}"
+              for error in jsonschema.Draft202012Validator(strict(schema)).iter_errors(spec)]  # fmt: skip
+    return "; ".join(errors or broken_rules(defaulted(spec, schema), schema)) or None
+
+
+def refused_by_pydantic(kind: str, spec: Spec) -> str | None:
+    manifest = {"apiVersion": "llmops.dev/v1alpha1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}
+    try:
+        KINDS[kind].model_validate(manifest)
+    except ValidationError as error:
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return None
+
+
+def models(of: type[Model] = Model) -> Iterator[type[Model]]:
+    for model in of.__subclasses__():
+        yield model
+        yield from models(model)
+
+
+RULES: dict[str, Rule] = {rule.message: rule for model in models() for rule in model.rules}
+
+
+@pytest.mark.parametrize(("kind", "what", "changes"), VALID, ids=[case[1] for case in VALID])
+def test_a_valid_spec_passes_both(kind: str, what: str, changes: Spec) -> None:
+    spec = edited(BASE[kind], changes)
+    assert refused_by_pydantic(kind, spec) is None
+    assert refused_by_schema(kind, spec) is None
+
+
+@pytest.mark.parametrize(("kind", "what", "changes", "says"), INVALID, ids=[case[1] for case in INVALID])
+def test_an_invalid_spec_is_refused_by_both_for_the_same_reason(kind: str, what: str, changes: Spec, says: str) -> None:
+    spec = edited(BASE[kind], changes)
+    for refusal in (refused_by_pydantic(kind, spec), refused_by_schema(kind, spec)):
+        assert refusal is not None
+        assert says in refusal
+
+
+@pytest.mark.parametrize("message", RULES)
+def test_each_rule_is_broken_by_one_case_of_the_table_and_only_held_by_the_valid_ones(message: str) -> None:
+    breaking = [edited(BASE[kind], changes) for kind, _, changes, _ in INVALID
+                if message in (refused_by_pydantic(kind, edited(BASE[kind], changes)) or "")]  # fmt: skip
+    assert breaking
+    in_schemas = [schema for kind in KINDS for schema in _all_rules(schema_of(kind)["properties"]["spec"])]
+    assert RULES[message].cel in in_schemas
+
+
+def _all_rules(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from (rule["rule"] for rule in schema.get("x-kubernetes-validations", ()))
+        for one in schema.values():
+            yield from _all_rules(one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_api_server_fills_in_what_pydantic_fills_in(kind: str) -> None:
+    manifest = {"apiVersion": "llmops.dev/v1alpha1", "kind": kind, "metadata": {"name": "x"}, "spec": BASE[kind]}
+    filled = KINDS[kind].model_validate(manifest).spec.dump()
+    assert defaulted(BASE[kind], schema_of(kind)["properties"]["spec"]) == filled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_status_that_the_controllers_write_fits_the_schema(kind: str) -> None:
+    manifest = {"apiVersion": "llmops.dev/v1alpha1", "kind": kind, "metadata": {"name": "x"}, "spec": BASE[kind]}
+    status = KINDS[kind].model_validate(manifest).status.dump()
+    jsonschema.Draft202012Validator(strict(schema_of(kind)["properties"]["status"])).validate(status)
+
+
+def test_the_files_are_what_the_generator_writes() -> None:
+    result = subprocess.run(
+        [sys.executable, str(CRDS / "generate.py"), "--check"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_stale_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["generate.py"])
+    assert generate.main() == 0
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert generate.main() == 0
+    (tmp_path / "ragservices.llmops.dev.yaml").write_text("kind: Nothing\n")
+    assert generate.main() == 1
+    assert "ragservices.llmops.dev.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_schema_is_structural(kind: str) -> None:
+    crd = yaml.safe_load(next(text for path, text in generate.files().items() if path.name.startswith(kind.lower())))
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+    def check(node: dict[str, Any], path: str) -> None:
+        assert "type" in node, path
+        assert not {"$ref", "anyOf", "oneOf", "allOf", "not", "title", "nullable", "const"} & node.keys(), path
+        assert "null" not in node.get("enum", []), path
+        assert node.get("default", 0) is not None, path
+        if node["type"] == "array" and path.startswith(".spec"):
+            assert "maxItems" in node, f"{path} needs a maximum, or CEL's cost has no bound"
+        if node["type"] == "string" and path.startswith(".spec"):
+            assert "maxLength" in node or "enum" in node, path
+        for name, one in node.get("properties", {}).items():
+            check(one, f"{path}.{name}")
+        for name in ("items", "additionalProperties"):
+            if name in node:
+                check(node[name], f"{path}.{name}")
+
+    check(schema, "")
+    conditions = schema["properties"]["status"]["properties"]["conditions"]
+    assert (conditions["x-kubernetes-list-type"], conditions["x-kubernetes-list-map-keys"]) == ("map", ["type"])
+
+
+def test_what_is_not_structural_is_refused_by_the_generator() -> None:
+    with pytest.raises(ValueError, match="no 'oneOf'"):
+        generate.structural({"oneOf": []}, {})
+    with pytest.raises(ValueError, match="Node holds itself"):
+        generate.structural({"$ref": "#/$defs/Node"}, {"Node": {"items": {"$ref": "#/$defs/Node"}}})
+
+
+@pytest.mark.parametrize(("kind", "short"), [("TrainingJob", "tj"), ("EmbeddingIndex", "ei"), ("RagService", "rag")])
+def test_kubectl_knows_the_kind_by_its_short_name_and_its_category(kind: str, short: str) -> None:
+    crd = generate.crd(kind)["spec"]
+    assert (crd["names"]["shortNames"], crd["names"]["categories"]) == ([short], ["llmops"])
+    assert crd["versions"][0]["subresources"] == {"status": {}}
+
+
+EDITS: list[tuple[str, Spec, str | None]] = [
+    ("suspend", {"suspend": True}, None),
+    ("nothing", {}, None),
+    ("a default said", {"backoffLimit": 3}, None),
+    ("another data set", {"data.train.uri": "file:///other.jsonl"}, "data"),
+    ("a field that comes", {"activeDeadlineSeconds": 5}, "activeDeadlineSeconds"),
+    ("an object that comes", {"evaluation": {"domain": {"uri": "file:///e"}}}, "evaluation"),
+    ("two fields", {"backoffLimit": 1, "output.model": "other"}, "output, backoffLimit"),
+]
+
+
+@pytest.mark.parametrize(("what", "changes", "fields"), EDITS, ids=[edit[0] for edit in EDITS])
+def test_a_training_job_is_immutable_but_for_suspend(what: str, changes: Spec, fields: str | None) -> None:
+    after = edited(JOB, changes)
+    for old, new in ((JOB, after), (after, JOB)):
+        message = immutable_changes(TrainingJobSpec.model_validate(old), TrainingJobSpec.model_validate(new))
+        if fields is None:
+            assert message is None
+        else:
+            assert message is not None
+            assert message.startswith(fields)
+            assert "create another TrainingJob" in message
+        assert sorted(transition_rules_broken(old, new)) == sorted(fields.split(", ") if fields else [])
+
+
+def transition_rules_broken(old: Spec, new: Spec) -> list[str]:
+    """The first words of the messages of the CRD's transition rules that an edit breaks."""
+    schema = schema_of("TrainingJob")["properties"]["spec"]
+    before, after = defaulted(old, schema), defaulted(new, schema)
+    broken = []
+    for rule in schema["x-kubernetes-validations"]:
+        name = rule["message"].split()[0]
+        required = rf"self\.{name} == oldSelf\.{name}"
+        optional = rf"has\(self\.{name}\) == has\(oldSelf\.{name}\) && \(!has\(self\.{name}\) \|\| {required}\)"
+        guarded = re.fullmatch(optional, rule["rule"]) is not None
+        assert guarded or re.fullmatch(required, rule["rule"]), rule["rule"]
+        assert guarded or name in before, f"{name} may be absent: its rule would fail with 'no such key'"
+        if before.get(name) != after.get(name):
+            broken.append(name)
+    return broken
