@@ -45,12 +45,16 @@ class Chunk:
     @property
     def embedded(self) -> str:
         """What is embedded, behind the document prefix."""
-        return f"{self.context}\n\n{self.text}" if self.context else self.text
+        return _embedded(self.context, self.text)
 
     @property
     def hash(self) -> str:
         """32 hex digits; the same for the same embedded text."""
         return hashlib.sha256(self.embedded.encode()).hexdigest()[:32]
+
+
+def _embedded(context: str, text: str) -> str:
+    return f"{context}\n\n{text}" if context else text
 
 
 @dataclass(frozen=True)
@@ -133,19 +137,17 @@ class Chunker:
 
     def _context(self, path: Sequence[str]) -> tuple[tuple[str, ...], int]:
         """As much of a heading path as takes a quarter of the room at most, the nearest heading first; and the room it leaves."""
-        counts = self._tokens.count([f"{heading} > " for heading in path])
-        kept, used = 0, 0
-        for count in reversed(counts):
-            if (used + count) * 4 > self._room:
-                break
-            kept, used = kept + 1, used + count
-        return tuple(path[len(path) - kept :]), self._room - used
+        for first in range(len(path)):
+            (size,) = self._tokens.count([_embedded(" > ".join(path[first:]), "")])
+            if size * 4 <= self._room:
+                return tuple(path[first:]), self._room - size
+        return (), self._room
 
     def _fitting(self, text: _Text, start: int, end: int, room: int, context: str) -> Iterator[tuple[int, int]]:
         """Spans whose embedded text really has at most `maxTokens`. Counts of parts add up only nearly: the sum is checked."""
         spans = [text.trimmed(*span) for span in text.pack(start, end, room, self._overlap)]
         spans = [(first, last) for first, last in spans if first < last]
-        sizes = self._sizes([f"{context}\n\n{text.text[first:last]}" for first, last in spans])
+        sizes = self._sizes([_embedded(context, text.text[first:last]) for first, last in spans])
         for (first, last), size in zip(spans, sizes, strict=True):
             if size <= self._max or last - first == 1:
                 yield first, last
@@ -212,8 +214,8 @@ class _Text:
 
     def __init__(self, text: str, tokens: Tokens, blocks: Sequence[int]) -> None:
         self.text = text
-        lines = text.split("\n")
-        lengths = np.fromiter((len(line) + 1 for line in lines), dtype=np.int64, count=len(lines))
+        lines = [f"{line}\n" for line in text.split("\n")]  # some tokenizers count line ends
+        lengths = np.fromiter(map(len, lines), dtype=np.int64, count=len(lines))
         self._lines = np.concatenate(([0], np.cumsum(lengths)))
         self._tokens = _token_starts(lines, self._lines, tokens)
         self._blocks = [self.line_start(line) for line in blocks]

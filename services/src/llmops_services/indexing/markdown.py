@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from markdown_it import MarkdownIt
 
@@ -12,7 +13,7 @@ DEEPEST_SECTION = 3
 
 # blocks are all that is asked for: the markup within them (emphasis, links) is never parsed
 _PARSER = MarkdownIt("commonmark").enable("table").disable("inline")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?P<fields>(?:.*\n)*?)---[ \t]*(?:\n|\Z)")
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?P<fields>(?:(?:[\w-]+:|[ \t#-]).*\n)*?)---[ \t]*(?:\n|\Z)")
 _TITLE = re.compile(r"^title:[ \t]*(?P<quote>[\"']?)(?P<title>.+?)(?P=quote)[ \t]*$", re.MULTILINE)
 _MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[*`]+(?=\S)|(?<=\S)[*`]+|(?<!\w)_+(?=\S)|(?<=\S)_+(?!\w)")
 
@@ -49,7 +50,7 @@ def outline(text: str) -> Outline:
     starts: list[tuple[int, int, tuple[str, ...]]] = [(0, 0, ())]  # first line, first line below the heading, path
     path: list[tuple[int, str]] = []
     tokens = _PARSER.parse(text)
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in zip_longest(tokens, tokens[1:]):
         if token.level or token.map is None:
             continue
         blocks.append(token.map[0])
