@@ -242,6 +242,43 @@ def logs(
 
 
 @app.command()
+def ask(
+    ctx: typer.Context,
+    service: Annotated[str, typer.Argument(metavar="SERVICE", show_default=False)],
+    question: Annotated[list[str], typer.Argument(metavar="QUESTION", show_default=False)],
+    no_rag: Annotated[
+        bool, typer.Option("--no-rag", help="Without retrieval: what the model knows by itself.")
+    ] = False,
+    top_k: Annotated[int | None, typer.Option(min=1, help="So many chunks at most.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="json")] = None,
+) -> None:
+    """Ask a RagService; the answer comes with its sources."""
+    from llmops_operator.cli.ask import ask as put
+
+    where: Where = ctx.obj
+    rag = {**({"enabled": False} if no_rag else {}), **({} if top_k is None else {"topK": top_k})}
+    text = " ".join(question)
+    put(where.home, where.namespace, service, text, rag=rag, max_tokens=max_tokens, form=output, write=_write)
+
+
+@app.command()
+def lineage(
+    ctx: typer.Context,
+    thing: Annotated[str | None, typer.Argument(metavar="OBJECT", show_default=False)] = None,
+    uses: Annotated[str | None, typer.Option("--uses", help="The other way round: what was made from this.")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="tree, json or dot.")] = "tree",
+) -> None:
+    """Show what a thing was made from: tj/NAME, ei/NAME, rag/NAME, answer/ID, model/NAME/VERSION, dataset/NAME."""
+    from llmops_operator.cli.lineage import show
+
+    where: Where = ctx.obj
+    if (thing is None) == (uses is None):
+        raise CommandError("say what: either OBJECT, or --uses OBJECT")
+    show(where.home, where.namespace, thing or uses or "", uses=uses is not None, form=output, say=_say)
+
+
+@app.command()
 def version() -> None:
     """Show the version of this program and of the API."""
     from importlib.metadata import version as installed

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from llmops_operator.cli.addresses import mlflow_url
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.kinds import KINDS, find_kind
 from llmops_operator.cli.reading import reading
@@ -70,6 +72,21 @@ def parse_reference(text: str, namespace: str) -> Reference:
         return Reference(find_kind(kind).kind, rest, namespace)
     except CommandError as error:
         raise CommandError(f'"{text}" is nothing that has a lineage: write {WORDS}') from error
+
+
+def show(home: Path, namespace: str, text: str, *, uses: bool, form: str, say: Callable[[str], None]) -> None:
+    """Print the graph of what `text` names. Raises `CommandError`."""
+    if form not in FORMS:
+        raise CommandError(f'there is no output "{form}": write one of {", ".join(FORMS)}')
+    reference = parse_reference(text, namespace)
+    found = graph(home, mlflow_url(home), reference, uses=uses)
+    if form == "tree":
+        console = Console()
+        for tree in as_trees(found, uses=uses):
+            # No line is broken: a tree that is read by a program has one thing a line.
+            console.print(tree, soft_wrap=True)
+    else:
+        say(as_json(found) if form == "json" else as_dot(found))
 
 
 def graph(home: Path, tracking_uri: str, reference: Reference, *, uses: bool) -> Graph:
