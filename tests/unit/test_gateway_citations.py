@@ -53,8 +53,9 @@ MODEL, OVERLAP = AttributedBy.MODEL, AttributedBy.OVERLAP
         ("Employees in Norway receive 25 days of leave [2]. Employees in Norway receive 25 days of leave.",
          "Employees in Norway receive 25 days of leave [1]. Employees in Norway receive 25 days of leave [1].", {2: MODEL}),
         ("Employees in Norway receive 25 days of annual leave [9].", "Employees in Norway receive 25 days of annual leave [1].", {2: OVERLAP}),
-        # not one: another number, too little in common, a heading, an introduction, a table, a denial
+        # not one: another number or name, too little in common, a heading, an introduction, a table, a denial
         ("Employees in Norway receive 26 days of annual leave.", "Employees in Norway receive 26 days of annual leave.", {}),
+        ("Employees in Portugal receive 25 days of annual leave.", "Employees in Portugal receive 25 days of annual leave.", {}),
         ("Employees should ask their manager about parking.", "Employees should ask their manager about parking.", {}),
         ("# Employees in Norway receive annual leave\n", "# Employees in Norway receive annual leave\n", {}),
         ("Employees in Norway receive annual leave:\n", "Employees in Norway receive annual leave:\n", {}),

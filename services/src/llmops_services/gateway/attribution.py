@@ -4,7 +4,8 @@ Small models often state a fact from a source and forget to write its number. A 
 
 - it shares at least `MIN_SHARED` content words with it (numbers count), and
 - at least the share `MIN_SHARE` of the sentence's content words stand in the source, and
-- every number of the sentence stands in the source: near-duplicates by year or region differ in little else.
+- every number and every name of the sentence (a word with a capital that does not begin it) stands in the source:
+  near-duplicates by year or region differ in little else.
 
 Of several such sources the one wins whose shared words are rarest among the sources, the earlier one on a tie. Content words
 are words of at least three letters that are not stop words, cut to six letters, a crude stemmer that works for most European
@@ -39,16 +40,21 @@ _STOP = frozenset(
 
 
 def content_words(text: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The content words of a text, and those of them that are numbers (thousands separators removed)."""
-    words, numbers = set(), set()
-    for token in _TOKEN.findall(text.lower()):
-        if token[0].isdigit():
-            number = re.sub(r",(?=\d{3}\b)", "", token)
-            numbers.add(number)
-            words.add(number)
-        elif token not in _STOP:
-            words.add(token[:STEM])
-    return frozenset(words), frozenset(numbers)
+    """The content words of a text, and those of them that are numbers (thousands separators removed) or names."""
+    words, particular = set(), set()
+    for position, token in enumerate(_TOKEN.findall(text)):
+        word = token.lower()
+        if word[0].isdigit():
+            word = re.sub(r",(?=\d{3}\b)", "", word)
+            particular.add(word)
+        elif word in _STOP:
+            continue
+        else:
+            word = word[:STEM]
+            if position and token[0].isupper():
+                particular.add(word)
+        words.add(word)
+    return frozenset(words), frozenset(particular)
 
 
 class Attribution:
@@ -56,19 +62,19 @@ class Attribution:
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._texts = sources
-        self._words: list[tuple[frozenset[str], frozenset[str]]] | None = None
+        self._words: list[frozenset[str]] | None = None
 
     def best(self, sentence: str) -> int | None:
         """The position of the source that supports the sentence best; None when no source passes the thresholds."""
-        words, numbers = content_words(sentence)
+        words, particular = content_words(sentence)
         if len(words) < MIN_SHARED or _LACKING.search(sentence):
             return None
         if self._words is None:
-            self._words = [content_words(text) for text in self._texts]
+            self._words = [content_words(text)[0] for text in self._texts]
         best, best_score = None, 0.0
-        for position, (known, known_numbers) in enumerate(self._words):
+        for position, known in enumerate(self._words):
             shared = words & known
-            if len(shared) < MIN_SHARED or len(shared) < MIN_SHARE * len(words) or not numbers <= known_numbers:
+            if len(shared) < MIN_SHARED or len(shared) < MIN_SHARE * len(words) or not particular <= known:
                 continue
             score = sum(self._rarity(word) for word in shared)
             if score > best_score:
@@ -77,5 +83,5 @@ class Attribution:
 
     def _rarity(self, word: str) -> float:
         assert self._words is not None
-        holders = sum(word in known for known, _ in self._words)
+        holders = sum(word in known for known in self._words)
         return math.log(1 + len(self._words) / holders)

@@ -244,8 +244,8 @@ class Lookup:
                 where=where,
                 sparse=index.metadata.sparse,
             )
-        except ValueError as error:
-            raise bad_request(str(error), "rag") from error
+        except ValueError as error:  # a filter or a mode that this index cannot serve
+            raise bad_request(f"{error}.") from error
         except STORE_ERRORS as error:
             if isinstance(error, UnexpectedResponse) and error.status_code == 404:
                 await self.refresh()

@@ -16,8 +16,6 @@ from llmops_services.gateway.prompting import Message
 
 T = TypeVar("T", bound="RagOptions")
 
-FilterValue = bool | int | str | list[str] | list[int]
-
 
 class RagOptions(BaseModel):
     """The `rag` object of a request: each field overrides the service's `retrieval` for this request."""
@@ -29,7 +27,8 @@ class RagOptions(BaseModel):
     top_k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Annotated[RetrievalMode, Field(strict=False)] | None = None
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    filter: Annotated[dict[Annotated[str, Field(min_length=1, max_length=200)], FilterValue], Field(max_length=32)] = {}
+    filter: Annotated[dict[Annotated[str, Field(min_length=1, max_length=200)], Any], Field(max_length=32)] = {}
+    """Values by key of the payload, as `vectors.payload_filter`."""
 
     def over(self, service: Retrieval) -> Wish:
         """The options of the service with those of this request over them."""

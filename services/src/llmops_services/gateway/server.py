@@ -90,6 +90,8 @@ def serve(path: str) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     sys.setswitchinterval(SWITCH_SECONDS)
+    for chatty in ("httpx", "sentence_transformers"):  # a line for each request
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     ratio, uri = sampling_ratio(), tracking_uri()
     sender = TraceSender(uri) if uri else None
     with _listen(os.environ.get(Env.HOST, "127.0.0.1")) as listener:
