@@ -72,16 +72,18 @@ class _Running:
             replica.wake()
 
     async def stop(self) -> None:
-        """End all replicas, together."""
+        """End all replicas, together. Whoever is cancelled while waiting for that does not hinder it."""
         for replica, _ in self._replicas.values():
             replica.stop()
-        await asyncio.gather(*(task for _, task in self._replicas.values()))
+        if self._replicas:
+            await asyncio.wait([task for _, task in self._replicas.values()])
 
     async def _drop(self, number: int) -> None:
         if number in self._replicas:
-            replica, task = self._replicas.pop(number)
+            replica, task = self._replicas[number]
             replica.stop()
-            await task
+            await asyncio.wait([task])
+            del self._replicas[number]
         await discard(ReplicaFolder(self.folder / str(number)))
 
 
