@@ -23,7 +23,7 @@ from llmops_api.lineage import DatasetContext, ModelType, Tag
 from llmops_api.programs import ObjectId, TrainingConfig
 from llmops_api.v1alpha1 import TrainingJobSpec
 from llmops_api.v1alpha1.embedding_index import IndexVersion, SourceDigest
-from llmops_operator.cli.app import run
+from llmops_operator.cli.app import execute
 from llmops_operator.controllers.lineage.writing import write
 from llmops_operator.controllers.lineage_graph.graph import Reference, Unknown, Unreachable
 from llmops_operator.controllers.lineage_graph.reader import LineageReader
@@ -212,7 +212,7 @@ def lineage(
     monkeypatch.setenv("LLMOPS_HOME", str(tmp_path / "home"))
 
     def call(*words: str) -> str:
-        code = run(["lineage", *words])
+        code = execute(["lineage", *words])
         out, err = capsys.readouterr()
         assert code == 0, err
         return out
@@ -352,7 +352,7 @@ def test_a_data_set_itself_was_made_from_nothing(lineage: Any) -> None:
 def test_what_is_not_there_is_said(
     words: list[str], expected: str, lineage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["lineage", *words]) == 1
+    assert execute(["lineage", *words]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert expected in err
@@ -363,11 +363,11 @@ def test_a_server_that_is_away_is_said_within_seconds(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     began = time.monotonic()
-    assert run(["--home", str(tmp_path), "lineage", "tj/x"]) == 1
+    assert execute(["--home", str(tmp_path), "lineage", "tj/x"]) == 1
     assert time.monotonic() - began < 30
     assert "MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert run(["--home", str(tmp_path), "lineage", "tj/x"]) == 1
+    assert execute(["--home", str(tmp_path), "lineage", "tj/x"]) == 1
     assert "no MLflow is known: start `llmops up`" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.store import SqliteStore
-from llmops_operator.cli.app import run
+from llmops_operator.cli.app import execute
 
 MANIFESTS = """\
 apiVersion: llmops.dev/v1alpha1
@@ -53,7 +53,7 @@ def llmops(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     (tmp_path / "documents" / "leave.md").write_text("# Leave\n")
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(list(arguments))
+        code = execute(list(arguments))
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmops_operator.backends.local.home import Home
-from llmops_operator.cli.app import run
+from llmops_operator.cli.app import execute
 
 LLMOPS = [sys.executable, "-c", "import sys; from llmops_operator.cli import main; sys.exit(main())"]
 INDEX = """\
@@ -28,11 +28,11 @@ def llmops(*arguments: str, text: str | None = None) -> subprocess.CompletedProc
 
 def test_get_and_version_load_nothing_that_takes_long(tmp_path: Path) -> None:
     home = Home.at(tmp_path / "home")
-    assert run(["--home", str(home.root), "delete", "ei/x", "--ignore-not-found"]) == 0
+    assert execute(["--home", str(home.root), "delete", "ei/x", "--ignore-not-found"]) == 0
     assert home.objects.is_file(), "the reader looks where the store writes"
     for words in (["get"], ["events"], ["version"]):
         program = (
-            "import sys; from llmops_operator.cli.app import run; code = run(sys.argv[1:]);"
+            "import sys; from llmops_operator.cli.app import execute; code = execute(sys.argv[1:]);"
             "print(code, [m for m in ('mlflow', 'httpx', 'rich', 'yaml', 'llmops_api', 'asyncio') if m in sys.modules])"
         )
         done = subprocess.run(
@@ -83,5 +83,5 @@ def test_exit_codes_are_0_1_and_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["apply", "get", "describe", "delete", "wait", "events", "logs", "validate"])
 def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([command, "--help"]) == 0
+    assert execute([command, "--help"]) == 0
     assert f"llmops {command}" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmops_operator.cli.app import run
+from llmops_operator.cli.app import execute
 
 JOB = """\
 apiVersion: llmops.dev/v1alpha1
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 def errors(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     file = folder / "manifest.yaml"
     file.write_text(text)
-    code = run(["validate", "-f", str(file)])
+    code = execute(["validate", "-f", str(file)])
     out, err = capsys.readouterr()
     lines = [line.removeprefix(f"error: {folder}/") for line in err.splitlines()]
     assert code == (1 if lines else 0), (code, out, err)
@@ -56,7 +56,7 @@ def errors(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[
 
 def test_what_is_right_is_said_to_be_valid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "all.yaml").write_text(f"{JOB}---\n{INDEX}")
-    assert run(["validate", "-f", str(folder)]) == 0
+    assert execute(["validate", "-f", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "trainingjob.llmops.dev/assistant is valid",
         "embeddingindex.llmops.dev/handbook is valid",
@@ -254,7 +254,7 @@ def test_a_file_that_is_no_manifest_is_refused(
     content: bytes, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "manifest.yaml").write_bytes(content)
-    assert run(["validate", "-f", str(tmp_path / "manifest.yaml")]) == 1
+    assert execute(["validate", "-f", str(tmp_path / "manifest.yaml")]) == 1
     assert expected in capsys.readouterr().err
 
 
@@ -262,10 +262,10 @@ def test_only_the_yaml_files_at_the_top_of_a_folder_are_manifests(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "documents" / "front.yaml").write_text("title: a document\n")
-    assert run(["validate", "-f", str(folder)]) == 1
+    assert execute(["validate", "-f", str(folder)]) == 1
     assert "the folder holds no manifest" in capsys.readouterr().err
     (folder / "index.yml").write_text(INDEX)
-    assert run(["validate", "-f", str(folder)]) == 0
+    assert execute(["validate", "-f", str(folder)]) == 0
 
 
 def test_standard_input_is_read_and_named(
@@ -273,7 +273,7 @@ def test_standard_input_is_read_and_named(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(INDEX.replace("uri:", "url:").encode())))
-    assert run(["validate", "-f", "-"]) == 1
+    assert execute(["validate", "-f", "-"]) == 1
     assert "error: stdin:7: spec.sources[0].url: unknown field: did you mean uri?" in capsys.readouterr().err
 
 
@@ -289,5 +289,5 @@ def test_a_manifest_and_a_command_that_disagree_on_the_namespace_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "index.yaml").write_text(INDEX.replace("{name: handbook}", "{name: handbook, namespace: hr}"))
-    assert run(["validate", "-n", "it", "-f", str(folder / "index.yaml")]) == 1
+    assert execute(["validate", "-n", "it", "-f", str(folder / "index.yaml")]) == 1
     assert 'metadata.namespace: is "hr", but the command says -n it' in capsys.readouterr().err

@@ -10,6 +10,6 @@ from __future__ import annotations
 
 def main() -> int:
     """Run the command line in `sys.argv`; the exit code: 0, 1 for what could not be done, 2 for what cannot be asked."""
-    from llmops_operator.cli.app import run
+    from llmops_operator.cli.app import execute
 
-    return run()
+    return execute()

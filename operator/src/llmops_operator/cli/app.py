@@ -101,6 +101,39 @@ OneObject = Annotated[list[str], typer.Argument(metavar="TYPE/NAME", show_defaul
 
 
 @app.command()
+def up(ctx: typer.Context) -> int:
+    """Work on the objects of the home, in the foreground, until Ctrl-C; then stop every process."""
+    from llmops_operator.cli.up import up as start
+
+    where: Where = ctx.obj
+    return start(where.home)
+
+
+@app.command()
+def down(ctx: typer.Context) -> None:
+    """Stop what `llmops up` or `llmops run` has started, also when that was killed."""
+    from llmops_operator.cli.up import down as stop
+
+    where: Where = ctx.obj
+    _say("stopped" if stop(where.home) else "nothing was running")
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    folder: Annotated[str, typer.Argument(metavar="DIR", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Stop everything when all is done and shown.")] = False,
+    timeout: Annotated[str, typer.Option(help="Give up after, like 30m or 2h; 0 is never.")] = "0",
+) -> int:
+    """Bring about the manifests of a folder and ask the questions of its ask.txt; then serve until Ctrl-C."""
+    from llmops_operator.cli.run import run as bring_about
+    from llmops_operator.cli.waiting import seconds
+
+    where: Where = ctx.obj
+    return bring_about(where.home, folder, namespace=where.asked, once=once, timeout=seconds(timeout) or None)
+
+
+@app.command()
 def apply(ctx: typer.Context, filename: Files) -> None:
     """Save manifests; what runs is changed to match them."""
     from llmops_operator.cli import write
@@ -286,7 +319,7 @@ def version() -> None:
     _say(f"llmops {installed('llmops')}, API llmops.dev/v1alpha1, Python {sys.version.split()[0]}")
 
 
-def run(arguments: list[str] | None = None) -> int:
+def execute(arguments: list[str] | None = None) -> int:
     """Run one command line; the exit code. What a person did wrong is one line a fault on stderr, never a traceback."""
     try:
         outcome = app(arguments, prog_name="llmops", standalone_mode=False)

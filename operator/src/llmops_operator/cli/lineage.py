@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
@@ -16,6 +15,7 @@ from llmops_operator.cli.addresses import mlflow_url
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.kinds import KINDS, find_kind
 from llmops_operator.cli.reading import reading
+from llmops_operator.cli.screen import make_console
 
 if TYPE_CHECKING:
     from llmops_operator.controllers.lineage_graph.graph import Edge, Graph, Node, Reference
@@ -81,7 +81,7 @@ def show(home: Path, namespace: str, text: str, *, uses: bool, form: str, say: C
     reference = parse_reference(text, namespace)
     found = graph(home, mlflow_url(home), reference, uses=uses)
     if form == "tree":
-        console = Console()
+        console = make_console()
         for tree in as_trees(found, uses=uses):
             # No line is broken: a tree that is read by a program has one thing a line.
             console.print(tree, soft_wrap=True)
