@@ -69,6 +69,7 @@ async def serve(
         stack.push_async_callback(platform.stop)
         backend = ProcessBackend(home, home.workloads)
         load = asyncio.create_task(asyncio.to_thread(_load_control_plane))
+        stack.push_async_callback(_cancel, [load])
         if not await _unless(stop, platform.start(moved=backend.set_env)):
             return
         backend.set_env(platform.env)
