@@ -192,6 +192,36 @@ def test_points_are_written_read_and_deleted(client: QdrantClient, name: str) ->
     assert [point.id for point in client.scroll(name)[0]] == [key]
 
 
+def test_batches_of_operations_and_vectors_alone_are_written(client: QdrantClient, name: str) -> None:
+    unit, other = [1.0] + [0.0] * (DIMENSIONS - 1), [0.0, 1.0] + [0.0] * (DIMENSIONS - 2)
+    client.upload_points(name, (models.PointStruct(id=i, vector={"dense": unit}) for i in range(70)), wait=True)
+    results = client.batch_update_points(
+        name,
+        [
+            models.SetPayloadOperation(set_payload=models.SetPayload(payload={"a": 1, "b": 2}, points=[1, 2, 3])),
+            models.DeletePayloadOperation(delete_payload=models.DeletePayload(keys=["b"], points=[2])),
+            models.OverwritePayloadOperation(overwrite_payload=models.SetPayload(payload={"c": 3}, points=[3])),
+            models.DeleteOperation(delete=models.PointIdsList(points=list(range(10, 70)))),
+            models.UpsertOperation(upsert=models.PointsList(points=[models.PointStruct(id=99, vector={})])),
+        ],
+    )
+    assert [result.status for result in results] == [models.UpdateStatus.COMPLETED] * 5
+    assert client.count(name).count == 11
+    payloads = {record.id: record.payload for record in client.retrieve(name, [1, 2, 3])}
+    assert payloads == {1: {"a": 1, "b": 2}, 2: {"a": 1}, 3: {"c": 3}}
+
+    client.update_vectors(name, [models.PointVectors(id=99, vector={"dense": other})])
+    assert client.query_points(name, query=other, using="dense", limit=1).points[0].id == 99
+    client.delete_vectors(name, ["dense"], [99])
+    assert client.retrieve(name, [99], with_vectors=True)[0].vector == {}
+    has_dense = models.Filter(must=[models.HasVectorCondition(has_vector="dense")])
+    assert client.count(name, has_dense).count == 10
+
+    new = models.PointStruct(id=1, vector={"dense": other}, payload={"new": True})
+    client.upsert(name, [new], update_mode=models.UpdateMode.INSERT_ONLY)
+    assert client.retrieve(name, [1])[0].payload == {"a": 1, "b": 2}
+
+
 def test_wrong_requests_get_qdrants_status_codes(client: QdrantClient, url: str, name: str) -> None:
     def upsert(vector: Any) -> Callable[[], Any]:
         return lambda: client.upsert(name, [models.PointStruct(id=1, vector=vector)])

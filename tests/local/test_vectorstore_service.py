@@ -17,7 +17,7 @@ import httpx
 import pytest
 from qdrant_client import QdrantClient, models
 
-from llmops_services.vectorstore import collection as collection_module
+from llmops_services.vectorstore import files
 from llmops_services.vectorstore.app import create_app
 from llmops_services.vectorstore.catalog import Catalog
 from llmops_services.vectorstore.process import StoreProcess
@@ -150,7 +150,7 @@ async def test_a_full_disk_refuses_writes_and_keeps_answering(
     points = "/collections/docs/points"
     assert (await http.put("/collections/docs", json=VECTORS)).status_code == 200
     assert (await http.put(points, json=one_point())).status_code == 200
-    monkeypatch.setattr(collection_module, "free_bytes", lambda _: 10 * 2**20)
+    monkeypatch.setattr(files, "free_bytes", lambda _: 10 * 2**20)
     for refused in (
         await http.put(points, json={"points": [{"id": 2, "vector": [1, 2]}]}),
         await http.put("/collections/more", json=VECTORS),

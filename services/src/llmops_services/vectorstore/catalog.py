@@ -26,9 +26,9 @@ from uuid import uuid4
 from llmops_services.program import TryAgain, UserError
 
 from .aliases import changed_aliases, read_aliases, write_aliases
-from .collection import RESERVE_BYTES, Collection, require_space
+from .collection import RESERVE_BYTES, Collection
 from .errors import StoreError, not_found, wrong_input
-from .files import sync_directory
+from .files import move_folder, remove_folder, require_space
 from .schema import CollectionSchema
 
 log = logging.getLogger(__name__)
@@ -98,11 +98,14 @@ class Catalog:
         self._check_free(name)
         aside = self._scratch / uuid4().hex
         target = self._folder / "collections" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:100]}-{uuid4().hex[:8]}"
-        await self._in_thread(self._build, aside, name, schema)
-        async with self._changing:
-            self._check_free(name)
-            await self._in_thread(_rename, aside, target)
-            self.collections[name] = Collection(target, executor=self._executor, scratch=self._scratch)
+        try:
+            await asyncio.to_thread(self._build, aside, name, schema)
+            async with self._changing:
+                self._check_free(name)
+                await asyncio.to_thread(move_folder, aside, target)
+                self.collections[name] = Collection(target, executor=self._executor, scratch=self._scratch)
+        finally:  # nothing is left aside but where it failed, or where another request was faster
+            remove_folder(aside)
 
     def _check_free(self, name: str) -> None:
         if not 1 <= len(name) <= 255 or _FORBIDDEN.search(name):
@@ -128,9 +131,9 @@ class Catalog:
             del self.collections[name]
             kept = {alias: target for alias, target in self.aliases.items() if target != name}
             if kept != self.aliases:
-                await self._in_thread(write_aliases, self._alias_file, kept)
+                await asyncio.to_thread(write_aliases, self._alias_file, kept)
                 self.aliases = kept
-        self._executor.submit(shutil.rmtree, grave, ignore_errors=True)
+        remove_folder(grave)
         return True
 
     async def change_aliases(self, actions: Any) -> None:
@@ -138,7 +141,7 @@ class Catalog:
         async with self._changing:
             changed = changed_aliases(self.aliases, actions, self.collections)
             if changed != self.aliases:
-                await self._in_thread(write_aliases, self._alias_file, changed)
+                await asyncio.to_thread(write_aliases, self._alias_file, changed)
                 self.aliases = changed
 
     async def flush_regularly(self) -> None:
@@ -157,9 +160,6 @@ class Catalog:
         await asyncio.to_thread(self._executor.shutdown)
         self._lock.close()
 
-    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-
 
 def _take(folder: Path) -> IO[str]:
     lock = (folder / "lock").open("a+")
@@ -176,8 +176,3 @@ def _take(folder: Path) -> IO[str]:
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
-
-
-def _rename(aside: Path, target: Path) -> None:
-    aside.rename(target)
-    sync_directory(target.parent)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -22,8 +21,8 @@ from uuid import uuid4
 import orjson
 import qdrant_edge as edge
 
-from .errors import StoreError, disk_full, from_engine, malformed, not_found
-from .files import copy_sparse, free_bytes, sync_directory, used_bytes, write_durably
+from .errors import StoreError, from_engine, not_found, reading_request
+from .files import copy_sparse, move_folder, remove_folder, require_space, sync_directory, used_bytes, write_durably
 from .optimizer import Journal, optimize_copy, quiet, worth_optimizing
 from .schema import CollectionSchema, edge_config
 
@@ -41,30 +40,11 @@ _GROWTH = 8
 """Bytes on the disk, at most, per byte of a request's JSON: log, vectors, payload, indexes."""
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise 507 where the disk of `folder` has less than `needed` bytes left."""
-    if free_bytes(folder) < needed:
-        raise disk_full(
-            f"the disk of {folder} has less than {needed >> 20} MiB left; free some and send the request again, "
-            "nothing is lost and nothing was changed"
-        )
-
-
-@contextmanager
-def reading_request() -> Iterator[None]:
-    """Turn what goes wrong on a body of another shape into 400."""
-    try:
-        yield
-    except KeyError as error:
-        raise malformed(f"missing field {error}") from error
-    except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise malformed(str(error).splitlines()[0]) from error
-
-
 class Collection:
     """A collection that is open, or opens itself at its first use. All methods belong to the event loop's thread.
 
-    `executor` runs what blocks; `scratch` is a folder on the same disk for copies.
+    `executor` runs the engine's calls, so that they do not wait for files being synced, copied or removed, which other threads do;
+    `scratch` is a folder on the same disk for copies.
     """
 
     def __init__(self, folder: Path, *, executor: Executor, scratch: Path) -> None:
@@ -134,7 +114,7 @@ class Collection:
             if self._dropped:
                 raise self._gone()
             schema = change(self.schema)
-            await self._in_thread(self._describe, schema)
+            await asyncio.to_thread(self._describe, schema)
             self.schema = schema
 
     def remove_leftovers(self) -> None:
@@ -144,16 +124,16 @@ class Collection:
                 shutil.rmtree(path, ignore_errors=True)
 
     async def flush(self) -> None:
-        """Sync what was written since the last flush."""
-        shard, dirty = self._shard, self._dirty
-        if shard is None or not dirty:
-            return
-        self._dirty = False
-        try:
-            await self._in_thread(shard.flush)
-        except Exception as error:
-            self._dirty = True
-            log.error("%s: cannot be flushed: %s", self.name, error)
+        """Sync what was written since the last flush. What cannot be synced is logged and tried again the next time."""
+        async with self._writing:
+            if self._shard is None or not self._dirty:
+                return
+            try:
+                await self._in_thread(self._shard.flush)
+            except Exception as error:
+                log.error("%s: cannot be flushed: %s", self.name, error)
+            else:
+                self._dirty = False
 
     async def close(self) -> None:
         """Flush and let go of the files. Nothing may be asked of the collection afterwards."""
@@ -171,7 +151,7 @@ class Collection:
             if self._dropped:
                 raise self._gone()
             grave = self._scratch / uuid4().hex
-            await self._in_thread(_move, self.folder, grave)
+            await asyncio.to_thread(move_folder, self.folder, grave)
             self._dropped = True
             await self._let_go()
             return grave
@@ -219,7 +199,7 @@ class Collection:
         try:
             await quiet(self._written)
             async with self._writing:
-                points = await self._in_thread(self._copy, work / "shard")
+                points = await asyncio.to_thread(self._copy, work / "shard")
                 self._journal = journal = Journal()
                 self._unindexed = 0
             await journal.guard(optimize_copy(work / "shard", self.folder / DESCRIPTION))
@@ -229,22 +209,20 @@ class Collection:
         finally:
             self._journal = None
             self._optimization = None
-            self._executor.submit(shutil.rmtree, work, ignore_errors=True)
+            remove_folder(work)
 
     def _copy(self, target: Path) -> int:
         shard = self._shard
         if shard is None:
             raise RuntimeError("the collection is closed")
         shard.flush()
-        needed, free = 3 * used_bytes(self._shard_folder) + RESERVE_BYTES, free_bytes(self._scratch)
-        if free < needed:
-            raise RuntimeError(f"that takes {needed >> 20} MiB of free space, there are {free >> 20}")
+        require_space(self._scratch, 3 * used_bytes(self._shard_folder) + RESERVE_BYTES)
         copy_sparse(self._shard_folder, target)
         return int(shard.info().points_count)
 
     async def _take_over(self, optimized: Path, journal: Journal, points: int) -> None:
         old, fresh = self._shard_folder, self.folder / f"shard-{uuid4().hex[:8]}"
-        await self._in_thread(_move, optimized, fresh)
+        await asyncio.to_thread(move_folder, optimized, fresh)
         shard = await self._in_thread(_load, self.name, fresh)
         await self._in_thread(journal.replay, shard)
         async with self._writing:
@@ -252,10 +230,10 @@ class Collection:
             await self._in_thread(shard.flush)
             # From here on `fresh` may be the current one on the disk: it is not removed whatever happens. A copy that did
             # not become the current one is removed when the store starts.
-            await self._in_thread(self._describe, self.schema, fresh.name, points)
+            await asyncio.to_thread(self._describe, self.schema, fresh.name, points)
             self._shard_folder, self._optimized_points = fresh, points
             await self._let_go(shard)
-        self._executor.submit(shutil.rmtree, old, ignore_errors=True)
+        remove_folder(old)
         log.info("%s: optimized %d points", self.name, points)
 
     async def _stop_optimizing(self) -> None:
@@ -305,9 +283,3 @@ def _describe(folder: Path, name: str, schema: CollectionSchema, shard: str, opt
         "optimized_points": optimized_points,
     }
     write_durably(folder / DESCRIPTION, orjson.dumps(description, option=orjson.OPT_INDENT_2))
-
-
-def _move(source: Path, target: Path) -> None:
-    source.rename(target)
-    sync_directory(source.parent)
-    sync_directory(target.parent)

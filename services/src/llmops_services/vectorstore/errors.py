@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class StoreError(Exception):
     """A request that cannot be answered: an HTTP status and the sentence that goes into `status.error`."""
@@ -72,3 +75,14 @@ def from_engine(error: BaseException) -> StoreError:
     if "No space left on device" in message or "Quota exceeded" in message:
         return disk_full(f"{message}; free some space, nothing that was acknowledged is lost")
     return StoreError(500, f"Service internal error: {message}")
+
+
+@contextmanager
+def reading_request() -> Iterator[None]:
+    """Turn what goes wrong on a body of another shape into 400."""
+    try:
+        yield
+    except KeyError as error:
+        raise malformed(f"missing field {error}") from error
+    except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise malformed(str(error).splitlines()[0]) from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+from functools import partial
 from pathlib import Path
+
+from .errors import disk_full
 
 
 def sync_directory(path: Path) -> None:
@@ -58,3 +62,25 @@ def used_bytes(path: Path) -> int:
 def free_bytes(path: Path) -> int:
     """What may still be written on the disk of `path`."""
     return shutil.disk_usage(path).free
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise 507 where the disk of `folder` has less than `needed` bytes left."""
+    if free_bytes(folder) < needed:
+        raise disk_full(
+            f"the disk of {folder} has less than {needed >> 20} MiB left; free some and send the request again, "
+            "nothing is lost and nothing was changed"
+        )
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder in the background, as far as that goes: what is left is removed when the store starts."""
+    remove = partial(shutil.rmtree, path, ignore_errors=True)
+    asyncio.get_running_loop().run_in_executor(None, remove)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename durably."""
+    source.rename(target)
+    sync_directory(source.parent)
+    sync_directory(target.parent)

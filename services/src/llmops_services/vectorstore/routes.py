@@ -10,8 +10,8 @@ import qdrant_edge as edge
 from starlette.requests import Request
 
 from .catalog import Catalog
-from .collection import Collection, reading_request
-from .errors import StoreError, malformed, not_found
+from .collection import Collection
+from .errors import StoreError, malformed, not_found, reading_request
 from .filters import point_id
 from .payload_indexes import payload_index
 from .points import OPERATIONS, batch, points_written
@@ -96,21 +96,26 @@ async def _change_aliases(catalog: Catalog, request: Request) -> Any:
     return True
 
 
-def _write(
-    build: Callable[[CollectionSchema, Body], list[edge.UpdateOperation]],
-) -> Handler:
-    """A route that changes points or payload indexes. The body is parsed in the writer's thread."""
+def _write(build: Callable[[CollectionSchema, Body], list[edge.UpdateOperation]], *, batched: bool = False) -> Handler:
+    """A route that changes points or payload indexes. The body is parsed in the writer's thread.
+
+    A `batched` one answers with a result for each of the body's operations.
+    """
 
     async def handler(catalog: Catalog, request: Request) -> Any:
         body = await _bytes(request)
+        parts = 1
 
         def operations(schema: CollectionSchema) -> tuple[list[edge.UpdateOperation], int]:
+            nonlocal parts
             parsed = _parsed(body)
+            parts = len(parsed["operations"]) if batched else 1
             return build(schema, parsed), points_written(parsed)
 
         number = await _collection(catalog, request).write(operations, size=len(body))
-        waited = request.query_params.get("wait") == "true"
-        return {"operation_id": number, "status": "completed" if waited else "acknowledged"}
+        status = "completed" if request.query_params.get("wait") == "true" else "acknowledged"
+        result = {"operation_id": number, "status": status}
+        return [result] * parts if batched else result
 
     return handler
 
@@ -196,7 +201,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", _POINTS + "/count", _read(_count)),
     ("POST", _COLLECTION + "/facet", _read(_facet)),
     ("POST", _POINTS + "/delete", _write(OPERATIONS["delete"])),
-    ("POST", _POINTS + "/batch", _write(batch)),
+    ("POST", _POINTS + "/batch", _write(batch, batched=True)),
     ("POST", _POINTS + "/payload", _write(OPERATIONS["set_payload"])),
     ("PUT", _POINTS + "/payload", _write(OPERATIONS["overwrite_payload"])),
     ("POST", _POINTS + "/payload/delete", _write(OPERATIONS["delete_payload"])),
