@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -360,69 +360,89 @@ class Killed(BaseException):
     """The end of the program, wherever it happens to be."""
 
 
-def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, after: bool) -> Callable[[], bool]:
-    """Let the program end at its write number `number`, just before or after it took place. The result tells whether it did."""
+WRITES = (
+    "upsert", "delete", "create_collection", "create_payload_index", "update_collection", "update_collection_aliases",
+    "delete_collection",
+)  # fmt: skip
+
+
+def kill_before_write(patch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
+    """Let the program end just before its write number `number`, from 1. The result tells whether it came so far."""
     lock, made = threading.Lock(), [0]
 
     def hook(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             with lock:
                 made[0] += 1
-                mine, over = made[0] == number, made[0] > number
-            if over or (mine and not after):
-                raise Killed
-            result = method(*args, **kwargs)
-            if mine:
-                raise Killed
-            return result
+                if made[0] >= number:
+                    raise Killed
+            return method(*args, **kwargs)
 
         return call
 
-    for name in ("upsert", "delete", "create_collection", "create_payload_index", "update_collection", "update_collection_aliases", "delete_collection"):  # fmt: skip
-        monkeypatch.setattr(QdrantClient, name, hook(getattr(QdrantClient, name)))
+    for name in WRITES:
+        patch.setattr(QdrantClient, name, hook(getattr(QdrantClient, name)))
     return lambda: made[0] >= number
 
 
-def states(points: dict[str, models.Record]) -> dict[str, Any]:
+def payloads(points: dict[str, models.Record]) -> dict[str, Any]:
     return {key: record.payload for key, record in points.items()}
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_any_write_and_run_again_it_ends_the_same(
-    make_index: Callable[..., Index], tiny_embedding_model: Path, monkeypatch: pytest.MonkeyPatch, after: bool
-) -> None:
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch, tiny_embedding_model: Path) -> None:
+    """Windows of four chunks, so that there are many writes, and a model that is loaded once for all syncs."""
+    loaded = Embedder.load(tiny_embedding_model, device="cpu")
     monkeypatch.setattr(program, "_WINDOW_CHUNKS", (4, 4))
-    loaded = Embedder.load(tiny_embedding_model, device="cpu")  # once, not for each of some fifty syncs
     monkeypatch.setattr(Embedder, "load", lambda *_args, **_options: loaded)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_killed_at_any_write_of_the_first_sync_the_next_one_completes_it(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.write(a=prose(1, 8), b=prose(2, 3))
+    index.spec["chunking"] = {"maxTokens": 100, "overlapTokens": 0}
     wanted = None
     for number in range(1, 100):
-        index = make_index(f"-{number}")
-        index.documents.rmdir()
-        index.documents = index.documents.parent.with_name("shared")  # the same URIs in every round
-        shutil.rmtree(index.documents, ignore_errors=True)
-        index.documents.mkdir()
-        index.spec["sources"] = [{"name": "hr", "uri": f"file://{index.documents}"}]
-        index.write(a=prose(1, 8), b=prose(2), c=prose(3, 2))
-        served = index.sync().serving
-        index.write(a=prose(1, 20), b="# New\n\nremote " + prose(2)[12:], c=None, d=prose(4, 15))
         with monkeypatch.context() as patch:
-            happened = killed_at(patch, number, after)
-            try:
+            came_so_far = kill_before_write(patch, number)
+            with suppress(Killed):
                 index.sync()
-            except Killed:
-                # whoever searches meanwhile finds every document that stays, in one state or the other
-                assert {"a.md", "b.md"} <= index.texts().keys()
+        if not came_so_far():
+            break
+        assert vectors.alias_target(index.client.get_aliases(), index.alias) is None  # nothing half is served
+        assert index.sync().counts.unchanged in (0, 1, 2)
+        wanted = wanted or payloads(index.points())
+        assert payloads(index.points()) == wanted
+        main(str(index.configure(action="Drop")))
+    assert number > 7
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_killed_at_any_write_of_a_change_the_next_sync_ends_the_same(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = None
+    for number in range(1, 100):
+        index.write(a=prose(1, 8), b=prose(2), c=prose(3, 2), d="# Old")
+        index.sync()
+        index.write(a=prose(1, 20), b="# New\n\nremote " + prose(2)[12:], c=None, d=None, e=prose(4, 15))
+        with monkeypatch.context() as patch:
+            came_so_far = kill_before_write(patch, number)
+            with suppress(Killed):
+                index.sync()
+        # whoever searches meanwhile finds the documents that stay, in one state or the other
+        assert {"a.md", "b.md"} <= index.texts().keys()
         result = index.sync()
         assert result.serving is not None
-        assert served is not None
         assert (result.serving.documents, result.serving.chunks) == (3, len(index.points()))
-        wanted = wanted or states(index.points())
-        assert states(index.points()) == wanted
-        assert index.sync().counts.embedded == 0
-        if not happened():
-            assert number > 5
-            return
-    pytest.fail("the sync never came to its end")
+        wanted = wanted or payloads(index.points())
+        assert payloads(index.points()) == wanted
+        index.write(e=None)
+        if not came_so_far():
+            break
+    assert number > 6
 
 
 def start(index: Index, url: str, *, progress: Path | None = None) -> subprocess.Popen[bytes]:
@@ -520,7 +540,7 @@ def test_ray_data_actors_give_the_same_points(index: Index, store: StoreProcess,
     process = start(index, store.url, progress=tmp_path / "progress.json")
     assert process.wait(120) == 0
     found = index.points()
-    assert states(found) == states(wanted)
+    assert payloads(found) == payloads(wanted)
     for key, record in found.items():
         assert isinstance(record.vector, dict)
         other = wanted[key].vector
