@@ -240,13 +240,13 @@ def test_wrong_requests_get_qdrants_status_codes(client: QdrantClient, url: str,
     assert status_of(lambda: client.facet(name, "unindexed")) == 400
     assert status_of(lambda: client.scroll(name, order_by="unindexed")) == 400
     assert status_of(lambda: client.set_payload(name, {"a": 1}, points=[404])) == 404
+    headers = {"content-type": "application/json", "api-key": os.environ.get("QDRANT_API_KEY", "")}
     for path, body in {
         "points?wait=true": b'{"points": [{"id": "no-uuid", "vector": {}}]}',
         "points": b'{"points": [{"id": -1, "vector": {}}]}',
         "index": b'{"field_name": "a", "field_schema": "nothing"}',
     }.items():
-        assert httpx.put(f"{url}/collections/{name}/{path}", content=body).status_code == 400, path
-    headers = {"content-type": "application/json"}
+        assert httpx.put(f"{url}/collections/{name}/{path}", content=body, headers=headers).status_code == 400, path
     for body in (b"{", b'{"limit": "many"}', b'{"filter": {"must": [{"key": "a", "match": {}}]}}'):
         reply = httpx.post(f"{url}/collections/{name}/points/scroll", content=body, headers=headers)
         assert (reply.status_code, "error" in reply.json()["status"]) == (400, True), body
@@ -415,7 +415,8 @@ def test_random_searches_filters_and_pages_agree_with_numpy(client: QdrantClient
 
 async def test_the_asynchronous_client_works_the_same(url: str, client: QdrantClient, name: str) -> None:
     client.upsert(name, [models.PointStruct(id=i, vector={"dense": [i + 1.0, 1.0] + [0.0] * 14}) for i in range(4)])
-    asynchronous = AsyncQdrantClient(url=url, timeout=30, check_compatibility=False)
+    api_key = os.environ.get("QDRANT_API_KEY") if url == SERVER else None
+    asynchronous = AsyncQdrantClient(url=url, api_key=api_key, timeout=30, check_compatibility=False)
     request = models.QueryRequest(query=[1.0] + [0.0] * 15, using="dense", limit=2)
     batches = await asynchronous.query_batch_points(name, [request, request])
     assert [[point.id for point in batch.points] for batch in batches] == [[3, 2], [3, 2]]
