@@ -1,0 +1,257 @@
+"""What is decided about a TrainingJob, situation by situation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from llmops_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from llmops_api.v1alpha1.meta import Attempt
+from llmops_operator.domain.conditions import find
+from llmops_operator.domain.decision import Decision
+from llmops_operator.domain.lineage import Recorded, RecordState, Unrecorded
+from llmops_operator.domain.timing import Timing, timestamp
+from llmops_operator.domain.training_job import MAX_SUSPENSIONS, TrainingInput, decide
+from llmops_operator.domain.workload import State, WorkloadStatus
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def job(status: TrainingJobStatus | None = None, metadata: dict[str, Any] | None = None, **spec: Any) -> TrainingJob:
+    base = {
+        "baseModel": {"uri": "pkg://llm/base.gguf"},
+        "data": {"train": {"uri": "file:///train.jsonl"}},
+        "hyperparameters": {"maxSteps": 5},
+        "output": {"model": "assistant"},
+    }
+    made = TrainingJob.model_validate(
+        {"metadata": {"name": "assistant", "uid": "u", "generation": 4, **(metadata or {})}, "spec": base | spec}
+    )
+    return made.model_copy(update={"status": status or TrainingJobStatus()})
+
+
+def ago(seconds: float) -> str:
+    return timestamp(NOW - timedelta(seconds=seconds))
+
+
+def running(number: int = 1, since: float = 60) -> Attempt:
+    return Attempt(number=number, start_time=ago(since))
+
+
+def over(number: int, reason: str, *, code: int | None = 75, began: float = 60, ended: float = 30) -> Attempt:
+    return Attempt(
+        number=number,
+        start_time=ago(began),
+        end_time=ago(ended),
+        exit_code=code,
+        reason=reason,
+        message=f"{reason} said",
+    )
+
+
+def look(
+    *attempts: Attempt, workloads: dict[str, WorkloadStatus] | None = None, **spec: Any
+) -> Decision[TrainingJobStatus]:
+    made = job(TrainingJobStatus(attempts=attempts), **spec)
+    return decide(TrainingInput(made, NOW, workloads=workloads or {}))
+
+
+def said(decision: Decision[TrainingJobStatus], type_: str) -> tuple[str, str, str]:
+    condition = find(decision.status.conditions, type_)
+    assert condition is not None
+    return condition.status, condition.reason, condition.message
+
+
+def ended(code: int | None, reason: str = "", message: str = "") -> WorkloadStatus:
+    return WorkloadStatus(State.FAILED, exit_code=code, reason=reason, message=message)
+
+
+def test_a_new_job_starts_its_first_attempt() -> None:
+    decision = look()
+    assert [one.name for one in decision.workloads] == ["assistant-train-1"]
+    assert decision.status.attempts == (Attempt(number=1, start_time=timestamp(NOW)),)
+    assert decision.status.start_time == timestamp(NOW)
+    assert [event.reason for event in decision.events] == ["AttemptStarted", "Accepted"]
+    assert said(decision, "Succeeded")[:2] == ("Unknown", "Starting")
+    assert decision.status.observed_generation == 4
+
+
+def test_resources_and_workers_are_those_of_the_spec() -> None:
+    [workload] = look(compute={"workers": 2, "resources": {"cpu": "2", "memory": "4Gi"}}).workloads
+    assert (workload.workers, workload.cpu, workload.memory) == (2, "2", "4Gi")
+    assert {(one.env, one.scope) for one in workload.volumes} == {
+        ("LLMOPS_STATE_DIR", "Object"),
+        ("LLMOPS_CACHE_DIR", "Shared"),
+    }
+
+
+def test_a_running_attempt_goes_on_with_the_very_same_workload() -> None:
+    first = look().workloads
+    decision = look(running(), workloads={"assistant-train-1": WorkloadStatus(State.RUNNING)})
+    assert decision.workloads == first
+    assert said(decision, "Trained") == ("False", "Training", "the training runs")
+    assert (decision.status.phase, decision.events[0].reason) == ("Training", "Accepted")
+
+
+def test_why_a_workload_does_not_start_is_said() -> None:
+    stuck = WorkloadStatus(State.PENDING, reason="Unschedulable", message="no node has 80 GB of memory")
+    decision = look(running(), workloads={"assistant-train-1": stuck})
+    assert said(decision, "Trained") == ("False", "Unschedulable", "no node has 80 GB of memory")
+    assert decision.status.phase == "Pending"
+
+
+ENDINGS: dict[str, tuple[WorkloadStatus, str, str]] = {
+    "try again": (ended(75, "LostWorker", "a worker went away"), "LostWorker", "a worker went away"),
+    "a bug": (ended(1, "Error", "KeyError: 'x'"), "Error", "KeyError: 'x'"),
+    "a bug without a word": (ended(3), "Exit3", "the program ended with exit code 3 and said nothing: read its log"),
+    "memory, by the kernel": (ended(137, "Error", "last line"), "OutOfMemory", "killed (SIGKILL), most often because memory ran out"),
+    "memory, as Python tells it": (ended(-9), "OutOfMemory", "lower hyperparameters.batchSize"),
+    "no result": (WorkloadStatus(State.SUCCEEDED, exit_code=0), "NoResult", "left no readable result"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "reason", "message"), ENDINGS.values(), ids=ENDINGS)
+def test_an_attempt_that_can_be_repeated_waits_for_the_next(status: WorkloadStatus, reason: str, message: str) -> None:
+    decision = look(running(), workloads={"assistant-train-1": status})
+    [attempt] = decision.status.attempts
+    assert (attempt.reason, attempt.end_time) == (reason, timestamp(NOW))
+    assert message in attempt.message
+    assert decision.workloads == ()
+    assert decision.requeue_after == 10
+    assert decision.status.phase == "Retrying"
+    assert said(decision, "Succeeded")[0] == "Unknown"
+    assert decision.events[0].reason == "AttemptFailed"
+
+
+@pytest.mark.parametrize(("failures", "pause"), [(1, 10), (2, 20), (3, 40)])
+def test_the_pause_doubles_with_each_failure(failures: int, pause: float) -> None:
+    attempts = [over(number + 1, "Error", ended=pause - 1) for number in range(failures)]
+    assert look(*attempts).requeue_after == pytest.approx(1)
+    attempts[-1] = attempts[-1].model_copy(update={"end_time": ago(pause)})
+    decision = look(*attempts)
+    assert [one.name for one in decision.workloads] == [f"assistant-train-{failures + 1}"]
+
+
+FINAL: dict[str, tuple[tuple[Attempt, ...], dict[str, WorkloadStatus], dict[str, Any], str, str]] = {
+    "the user's mistake": (
+        (running(),), {"assistant-train-1": ended(64, "BadData", "train.jsonl:17 is not JSON")}, {},
+        "BadData", "train.jsonl:17 is not JSON"),
+    "no further attempt is left": (
+        (over(1, "Error"), running(2)), {"assistant-train-2": ended(1, "Error", "boom")}, {"backoffLimit": 1},
+        "BackoffLimitExceeded", "gave up after 2 attempts (backoffLimit 1); the last ended with Error: boom"),
+    "a single attempt is allowed": (
+        (running(),), {"assistant-train-1": ended(75, "Lost", "lost")}, {"backoffLimit": 0},
+        "BackoffLimitExceeded", "gave up after one attempt (backoffLimit 0)"),
+    "the backend's deadline": (
+        (running(),), {"assistant-train-1": ended(137, "DeadlineExceeded", "ran for 60 s")}, {"activeDeadlineSeconds": 60},
+        "DeadlineExceeded", "ran for 60 s"),
+    "the deadline while it runs": (
+        (running(since=61),), {"assistant-train-1": WorkloadStatus(State.RUNNING)}, {"activeDeadlineSeconds": 60},
+        "DeadlineExceeded", "not done after 60 s of work (activeDeadlineSeconds)"),
+    "the deadline over all attempts": (
+        (over(1, "Error", began=200, ended=160), over(2, "Error", began=120, ended=100)), {}, {"activeDeadlineSeconds": 60},
+        "DeadlineExceeded", "not done after 60 s of work"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("attempts", "workloads", "spec", "reason", "message"), FINAL.values(), ids=FINAL)
+def test_a_job_fails_for_good(
+    attempts: tuple[Attempt, ...], workloads: dict[str, WorkloadStatus], spec: dict[str, Any], reason: str, message: str
+) -> None:
+    decision = look(*attempts, workloads=workloads, **spec)
+    status, said_reason, said_message = said(decision, "Succeeded")
+    assert (status, said_reason) == ("False", reason)
+    assert message in said_message
+    assert said(decision, "Trained")[:2] == ("False", reason)
+    assert (decision.status.phase, decision.status.completion_time) == ("Failed", timestamp(NOW))
+    assert decision.workloads == ()
+    assert all(attempt.end_time for attempt in decision.status.attempts)
+    assert decision.record is not None
+    assert decision.record.key == "end:FAILED"
+    again = decide(TrainingInput(job(decision.status, **spec), NOW + timedelta(days=1), workloads=workloads))
+    assert (again.workloads, again.status) == ((), decision.status)
+
+
+def test_time_spent_suspended_does_not_count_towards_the_deadline() -> None:
+    stopped = over(1, "Suspended", code=None, began=1000, ended=980)
+    decision = look(stopped, activeDeadlineSeconds=60)
+    assert decision.requeue_after == pytest.approx(40)
+    assert decision.workloads[0].deadline_seconds == 40
+
+
+def test_a_job_that_is_created_suspended_starts_nothing() -> None:
+    decision = look(suspend=True)
+    assert (decision.workloads, decision.status.phase) == ((), "Suspended")
+    assert said(decision, "Suspended")[0] == "True"
+    assert said(decision, "Succeeded")[:2] == ("Unknown", "Suspended")
+
+
+def test_a_job_that_ends_as_it_is_suspended_has_succeeded() -> None:
+    result = {
+        "runId": "r",
+        "experimentId": "1",
+        "steps": 5,
+        "model": {"name": "m", "version": "3", "alias": "champion"},
+    }
+    finished = WorkloadStatus(State.SUCCEEDED, exit_code=0, result=result)
+    decision = look(running(), workloads={"assistant-train-1": finished}, suspend=True)
+    assert said(decision, "Succeeded") == ("True", "Succeeded", "m version 3 is registered; its gate has passed")
+    assert said(decision, "Registered") == ("True", "Registered", "m version 3, alias champion")
+    assert decision.record is None
+
+
+def test_suspending_keeps_the_logs_of_what_failed_and_removes_what_runs() -> None:
+    workloads = {"assistant-train-1": ended(1), "assistant-train-2": WorkloadStatus(State.RUNNING)}
+    decision = look(over(1, "Error"), running(2), workloads=workloads, suspend=True)
+    assert decision.remove == ("assistant-train-2",)
+
+
+def test_of_very_many_suspensions_only_the_last_are_kept() -> None:
+    many = [over(1, "Suspended", code=None) for _ in range(MAX_SUSPENSIONS + 5)]
+    decision = look(over(1, "Error"), *many, running(2), suspend=True)
+    assert [one.reason for one in decision.status.attempts].count("Suspended") <= MAX_SUSPENSIONS
+    assert decision.status.attempts[0].reason == "Error"
+
+
+def test_the_logs_of_the_last_two_attempts_stay() -> None:
+    workloads = {f"assistant-train-{number}": ended(1) for number in (1, 2)}
+    decision = look(over(1, "Error"), over(2, "Error", ended=1000), running(3), workloads=workloads)
+    assert decision.remove == ("assistant-train-1",)
+
+
+def test_a_job_that_is_being_deleted_leaves_nothing_behind() -> None:
+    gone = job(metadata={"deletionTimestamp": timestamp(NOW)})
+    decision = decide(TrainingInput(gone, NOW, workloads={"assistant-train-1": WorkloadStatus(State.RUNNING)}))
+    assert (decision.remove, decision.discard_volumes, decision.workloads) == (("assistant-train-1",), True, ())
+
+
+LINEAGE: dict[str, tuple[RecordState, tuple[str, str], bool]] = {
+    "waiting": (RecordState(), ("False", "Recording"), True),
+    "away": (RecordState(by_key={"end:FAILED": Unrecorded("refused", "noon")}), ("False", "MLflowUnavailable"), True),
+    "written": (RecordState(by_key={"end:FAILED": Recorded("run-9", "http://run-9")}), ("True", "Recorded"), False),
+    "no run was begun": (RecordState(by_key={"end:FAILED": Recorded(None)}), ("True", "Recorded"), False),
+    "no MLflow": (RecordState(enabled=False), ("Unknown", "Disabled"), True),
+}
+
+
+@pytest.mark.parametrize(("records", "expected", "asked"), LINEAGE.values(), ids=LINEAGE)
+def test_the_run_of_a_failed_job_is_ended(records: RecordState, expected: tuple[str, str], asked: bool) -> None:
+    failed = look(running(), workloads={"assistant-train-1": ended(64, "BadData", "bad")}).status
+    decision = decide(TrainingInput(job(failed), NOW, records=records))
+    assert said(decision, "LineageRecorded")[:2] == expected
+    assert (decision.record is not None) == asked
+    state = records.of("end:FAILED")
+    assert decision.status.run_id == (state.run_id if isinstance(state, Recorded) else None)
+
+
+def test_a_finished_job_stays_as_it_is_whatever_happens_to_its_workloads() -> None:
+    done = look(running(), workloads={"assistant-train-1": ended(64, "BadData", "bad")}).status
+    state = RecordState(by_key={"end:FAILED": Recorded(None)})
+    finished = decide(TrainingInput(job(done), NOW, records=state)).status
+    later = TrainingInput(job(finished), NOW + timedelta(days=9), timing=Timing(retry_first=1))
+    for changed in (later, replace(later, job=job(finished, suspend=True))):
+        decision = decide(changed)
+        assert (decision.status, decision.workloads, decision.record) == (finished, (), None)
