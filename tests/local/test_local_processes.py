@@ -15,6 +15,7 @@ from llmops_operator.backends.local.process_table import carrying
 from llmops_operator.backends.local.processes import ProcessBackend
 from llmops_operator.backends.local.replica_folder import MARK
 from llmops_operator.backends.local.rotated_log import follow, last_lines, log_files
+from llmops_operator.backends.local.supervision import Supervision
 from llmops_operator.domain.workload import (
     Lifecycle,
     Owner,
@@ -482,6 +483,38 @@ async def test_a_killed_supervisor_is_noticed_and_its_program_does_not_go_on(hom
             not psutil.pid_exists(process["child"]) or psutil.Process(process["child"]).status() == psutil.STATUS_ZOMBIE
         )
         assert carrying(f"{MARK}={folder}") == []
+
+
+async def test_a_server_whose_supervisor_was_killed_comes_back(home):
+    async with running(home) as backend:
+        await backend.apply(OWNER, server(home))
+        await until(backend, ready)
+        folder = home.workloads / "default" / "serve" / "0"
+        os.kill(json.loads((folder / "run/process.json").read_text())["supervisor"], 9)
+        await until(backend, lambda status: status.reason == "Lost")
+        status = await until(backend, ready, seconds=5)
+        assert status.restarts == 1
+        assert len(starts(home)) == 2
+
+
+async def test_a_supervisor_that_cannot_begin_is_tried_again_slowly(home, monkeypatch):
+    supervisors = 0
+    start = Supervision.start.__func__
+
+    def broken(cls, folder, launch, env):
+        nonlocal supervisors
+        supervisors += 1
+        return start(cls, folder, launch, env | ({"PYTHONHOME": "/nowhere"} if supervisors < 3 else {}))
+
+    monkeypatch.setattr(Supervision, "start", classmethod(broken))
+    async with running(home) as backend:
+        began = time.monotonic()
+        await backend.apply(OWNER, task("pass"))
+        status = await until(backend, lambda status: status.reason == "CannotStart")
+        assert "its supervisor ended at once" in status.message
+        await until(backend, lambda status: status.state is State.SUCCEEDED)
+        assert time.monotonic() - began > 3
+        assert supervisors == 3
 
 
 async def test_a_full_disk_is_told_and_waited_out(home, monkeypatch):

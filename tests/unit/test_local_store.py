@@ -114,6 +114,15 @@ def test_of_a_training_job_only_suspend_may_be_changed(store):
     assert store.get(("TrainingJob", "default", "assistant"))["spec"]["hyperparameters"] == {"maxSteps": 10}
 
 
+def test_an_object_that_is_not_valid_any_more_can_be_replaced(store, tmp_path):
+    store.apply(index())
+    with sqlite3.connect(tmp_path / "objects.db") as sql:
+        sql.execute("UPDATE objects SET manifest = replace(manifest, 'sources', 'origins')")
+    sql.close()
+    assert store.apply(index()) == "configured"
+    assert store.get(KEY)["spec"] == index()["spec"]
+
+
 async def test_a_status_written_on_an_old_version_is_a_conflict(store):
     store.apply(index())
     version = store.get(KEY)["metadata"]["resourceVersion"]

@@ -11,14 +11,17 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from llmops_operator.backends.local.durable import read_json
 from llmops_operator.backends.local.environment import SecretMissing
 from llmops_operator.backends.local.free_ports import HOST, NoFreePort
 from llmops_operator.backends.local.launching import Launching
+from llmops_operator.backends.local.next_launch import Finished, Start, back_off, next_launch
 from llmops_operator.backends.local.readiness import PATIENCE, Answer, ask
 from llmops_operator.backends.local.replica_folder import Exit, Launch, ReplicaFolder
 from llmops_operator.backends.local.replica_status import ReplicaStatus, explain, read_progress
@@ -28,23 +31,13 @@ from llmops_operator.domain.workload import Lifecycle, State, Workload
 
 log = logging.getLogger(__name__)
 
-FIRST_DELAY_SECONDS = 1.0
-LAST_DELAY_SECONDS = 60.0
-RAN_WELL_SECONDS = 60.0
-"""A program that ran this long before it ended is started anew as if it had never failed."""
-
 LOOK_SECONDS = 0.5
 """How often progress files, missing secrets and the like are looked at."""
 
+LIVE_FILES_SECONDS = 5.0
+"""After which a live file is tried again that could not be written."""
+
 _report_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What to do next: this launch, after so many seconds."""
-
-    launch: Launch
-    delay_seconds: float = 0.0
 
 
 class Replica:
@@ -58,6 +51,7 @@ class Replica:
         self._workload, self._launching, self._changed = workload, launching, changed
         self._stopping = False
         self._wake = asyncio.Event()
+        self._waiting_for, self._ended_at = 0, 0.0
 
     def update(self, workload: Workload) -> None:
         """Take over what is wanted now."""
@@ -84,28 +78,37 @@ class Replica:
                 self._set(reason="BackendFault", message=f"{type(error).__name__}: {error}; it is tried again")
             if self._stopping:
                 return None
-            await self._sleep(_delay(faults))
             faults += 1
+            await self._sleep(back_off(faults))
 
     async def _keep(self) -> None:
+        unbegun = 0
         supervision = await Supervision.find(self.folder)
         if supervision is None:
             await asyncio.to_thread(sweep, self.folder)
         else:
             self._adopt(supervision.launch)
+            log.info("%s: adopted", self.folder.root)
         while True:
             if supervision is None:
                 supervision = await self._start()
                 if supervision is None:
                     return
+            launch = supervision.launch
             ended = await self._attend(supervision)
-            if supervision.launch.port is not None:
-                self._launching.ports.give_back(supervision.launch.port)
+            log.info("%s: %s", self.folder.root, f"ended with exit code {ended.code}" if ended else "is gone")
+            if launch.port is not None:
+                self._launching.ports.give_back(launch.port)
             supervision = None
             if self._stopping:
                 if ended is not None and ended.why is None and self._workload.lifecycle is Lifecycle.COMPLETES:
                     self._finish(ended)
                 return
+            if self.folder.process(launch.run) is None:
+                unbegun += 1
+                reason, message = _unbegun(self.folder.supervisor_log())
+                self._set(state=State.PENDING, reason=reason, message=message)
+                await self._sleep(back_off(unbegun))
 
     def _adopt(self, launch: Launch) -> None:
         if launch.port is not None:
@@ -120,11 +123,12 @@ class Replica:
         trouble = 0
         while not self._stopping:
             self._wake.clear()
-            start = self._next()
-            if start is None:
+            start = next_launch(self.folder, self._workload, self._launching)
+            if isinstance(start, Finished):
+                self._finish(start.ended)
                 return None
-            if start.delay_seconds > 0:
-                await self._sleep(start.delay_seconds)
+            if (due := self._due(start)) > 0:
+                await self._sleep(due)
                 continue
             try:
                 supervision = await asyncio.to_thread(self._launching.start, self.folder, self._workload, start.launch)
@@ -134,9 +138,10 @@ class Replica:
             except (NoFreePort, OSError) as error:
                 reason, message = _cannot_start(error)
                 self._set(state=State.PENDING, reason=reason, message=message)
-                await self._sleep(_delay(trouble))
                 trouble += 1
+                await self._sleep(back_off(trouble))
             else:
+                log.info("%s: started", self.folder.root)
                 self._set(
                     state=State.RUNNING,
                     started_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -152,48 +157,24 @@ class Replica:
                 return supervision
         return None
 
-    def _next(self) -> Start | None:
-        """What the records say is to be done; None when the work is done, and `status` says how it ended."""
-        digest = self._launching.digest(self._workload)
-        last = self.folder.launch()
-        if last is None:
-            return Start(self._launching.launch(self._workload, run=1))
-        again = self._launching.launch(self._workload, run=last.run + 1, after=last)
-        if self.folder.process(last.run) is None:
-            # It was decided on, and perhaps not begun. The same number again: it begins once at most.
-            return Start(last if last.digest == digest else again)
-        ended = self.folder.exit(last.run)
-        stopped = ended is not None and ended.why == "stopped"
-        if self._workload.lifecycle is Lifecycle.COMPLETES:
-            if stopped and ended is not None and ended.code != 0:
-                return Start(again)  # the daemon was stopped while it worked, or something has changed: it goes on
-            self._finish(ended)
-            return None
-        if stopped or last.digest != digest:
-            return Start(again)
-        return self._restart(again, last, ended)
-
-    def _restart(self, again: Launch, last: Launch, ended: Exit | None) -> Start:
-        """A long-running program has ended by itself: again, the later the more often it has in a row."""
-        failures = 1 if ended and _seconds(ended.started_at, ended.ended_at) >= RAN_WELL_SECONDS else last.failures + 1
-        again = replace(again, restarts=last.restarts + 1, failures=failures)
-        if ended and any("address already in use" in line.lower() for line in ended.lines):
-            again = replace(again, port=None)
-        delay = _delay(failures - 1)
-        if ended:
-            delay -= _seconds(ended.ended_at, datetime.now(UTC).isoformat())
-        cause = explain(self.folder, ended, last.deadline_seconds)
-        self._set(
-            state=State.PENDING,
-            reason="CrashLoopBackOff" if cause.reason == "Error" else cause.reason,
-            message=f"{cause.message}; it is started anew for the {again.restarts}. time, {_delay(failures - 1):g} s after it ended",
-            exit_code=ended.code if ended else None,
-            ended_at=ended.ended_at if ended else None,
-            ready=False,
-            endpoint=None,
-            restarts=last.restarts,
-        )
-        return Start(again, max(0.0, delay))
+    def _due(self, start: Start) -> float:
+        """Seconds until a launch is to be made. Waiting for it is told; the end of a lost program counts from when it was missed."""
+        now = asyncio.get_running_loop().time()
+        if self._waiting_for != start.launch.run:
+            self._waiting_for, self._ended_at = start.launch.run, now
+            if start.ended:
+                ago = datetime.now(UTC) - datetime.fromisoformat(start.ended.ended_at)
+                self._ended_at -= max(0.0, ago.total_seconds())
+        if start.cause:
+            self._set(
+                state=State.PENDING,
+                reason=start.cause.reason,
+                message=start.cause.message,
+                exit_code=start.ended.code if start.ended else None,
+                ended_at=start.ended.ended_at if start.ended else None,
+                report=None,
+            )
+        return self._ended_at + start.delay_seconds - now if start.delay_seconds else 0.0
 
     def _finish(self, ended: Exit | None) -> None:
         result = read_json(self.folder.result)
@@ -229,8 +210,7 @@ class Replica:
             while not waiting.done():
                 self._wake.clear()
                 if self._stopping or launch.digest != self._launching.digest(self._workload):
-                    waiting.cancel()
-                    await asyncio.wait([waiting])
+                    await self._end((waiting, *observing))
                     return await supervision.stop()
                 delay = await self._replace_live_files()
                 woken = asyncio.create_task(self._wake.wait())
@@ -238,10 +218,13 @@ class Replica:
                 woken.cancel()
             return waiting.result()
         finally:
-            for task in (waiting, *observing):
-                task.cancel()
-            await asyncio.gather(waiting, *observing, return_exceptions=True)
-            self._set(ready=False, endpoint=None)
+            await self._end((waiting, *observing))
+
+    async def _end(self, tasks: tuple[asyncio.Task[Any], ...]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._set(ready=False, endpoint=None)
 
     async def _replace_live_files(self) -> float | None:
         """Replace them where they differ. Seconds after which to try again when that failed."""
@@ -250,7 +233,7 @@ class Replica:
         except OSError as error:
             reason, message = _cannot_start(error)
             self._set(reason=reason, message=message)
-            return LAST_DELAY_SECONDS / 10
+            return LIVE_FILES_SECONDS
         return None
 
     async def _watch_progress(self) -> None:
@@ -307,12 +290,11 @@ class Replica:
             await asyncio.wait_for(self._wake.wait(), seconds)
 
 
-def _delay(failures: int) -> float:
-    return min(LAST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(failures, 30))
-
-
-def _seconds(start: str, end: str) -> float:
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+def _unbegun(said: str) -> tuple[str, str]:
+    """The supervisor has ended before it started the program."""
+    if os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said:
+        return "DiskFull", "no space left on the disk; free some, it goes on by itself"
+    return "CannotStart", f"its supervisor ended at once: {said.strip()[-500:] or 'it said nothing'}; it is tried again"
 
 
 def _cannot_start(error: Exception) -> tuple[str, str]:

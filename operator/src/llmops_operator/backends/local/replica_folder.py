@@ -111,6 +111,13 @@ class ReplicaFolder:
             lines=tuple(record.get("lines", ())),
         )
 
+    def supervisor_log(self) -> str:
+        """What the last supervisor said, which it does when it cannot work."""
+        try:
+            return (self.run / "supervisor.log").read_text(errors="replace")
+        except OSError:
+            return ""
+
     def is_locked(self) -> bool:
         """Whether a supervisor lives here."""
         try:

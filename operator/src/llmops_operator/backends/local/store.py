@@ -105,9 +105,7 @@ class SqliteStore:
                 raise Conflict(f"{_named(key)} has changed since you read it: get it again and edit that")
             if metadata.get("deletionTimestamp"):
                 raise Refused(_named(key), [Fault((), "is being deleted: wait until it is gone, then apply it again")])
-            before = admit(stored)
-            refuse_changes(before, wish)
-            changed_spec = before.spec != wish.spec
+            changed_spec = _changes(stored, wish)
             annotations = {"labels": wish.metadata.labels, "annotations": wish.metadata.annotations}
             if not changed_spec and all(metadata.get(name, {}) == value for name, value in annotations.items()):
                 return "unchanged"
@@ -287,6 +285,16 @@ def _new(wish: Resource) -> dict[str, Any]:
 def _written(wish: Resource) -> dict[str, Any]:
     """The spec as the user wrote it, without the defaults: a later version may have others, and lineage keeps the manifest."""
     return wish.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def _changes(stored: Mapping[str, Any], wish: Resource) -> bool:
+    """Whether the spec is another one. Raises `Refused` when it may not be."""
+    try:
+        before = admit(stored)
+    except Refused:  # written by another version; whatever is valid now replaces it
+        return True
+    refuse_changes(before, wish)
+    return before.spec != wish.spec
 
 
 def _named(key: Key) -> str:

@@ -30,6 +30,7 @@ class Supervision:
     def __init__(self, folder: ReplicaFolder, launch: Launch, pid: int, child: subprocess.Popen[bytes] | None) -> None:
         self.launch = launch
         self._folder, self._pid, self._child = folder, pid, child
+        self._stopping = False
 
     @classmethod
     def start(cls, folder: ReplicaFolder, launch: Launch, env: Mapping[str, str]) -> Supervision:
@@ -71,6 +72,8 @@ class Supervision:
             if other is None:
                 break
             self._pid, self._child = other._pid, None
+            if self._stopping:
+                self._signal(signal.SIGTERM)
         ended = self._folder.exit(self.launch.run)
         if ended is None:
             await asyncio.to_thread(sweep, self._folder)
@@ -78,6 +81,7 @@ class Supervision:
 
     async def stop(self) -> Exit | None:
         """Have the program ended: signal, grace, kill. Returns when all its processes are gone, as `wait` does."""
+        self._stopping = True
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self.launch.grace_seconds + STOP_MARGIN_SECONDS):
