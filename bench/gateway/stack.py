@@ -94,30 +94,33 @@ def fetch(
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path) -> Iterator[Running]:
+    """A process of any kind, without an address yet; it and its children are ended by SIGTERM, then by SIGKILL."""
     with log.open("ab") as out:
-        process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT)
+        started = subprocess.Popen(
+            command, cwd=cwd, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
-        yield process
+        yield Running("", started, log)
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        started.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
 
 
-def _printed(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
+def printed(running: Running, pattern: str) -> str:
     """Wait until the process has printed this; returns the first group."""
     end = time.monotonic() + START_SECONDS
     while True:
-        text = log.read_text(errors="replace")
+        text = running.log.read_text(errors="replace")
         if match := re.search(pattern, text):
             return match[1]
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"{process.args!r} did not start ({process.poll()}): {text[-2000:]}")
+        code = running.process.poll()
+        if code is not None or time.monotonic() > end:
+            raise RuntimeError(f"{running.process.args!r} did not start (exit code {code}): {text[-2000:]}")
         time.sleep(0.02)
 
 
@@ -139,9 +142,10 @@ def stub_engine(
                "--itl-ms", str(itl_ms), "--tokens", str(tokens), "--max-model-len", str(max_model_len)]  # fmt: skip
     command += [word for model in models for word in ("--model", model)]
     command += ["--answer", answer] if answer is not None else []
-    with _process(command, log, {}, folder) as process:
-        found = _printed(process, log, r'"port": (\d+)')
-        yield Running(f"http://127.0.0.1:{found}", process, log)
+    with process(command, log, {}, folder) as running:
+        found = printed(running, r'"port": (\d+)')
+        running.url = f"http://127.0.0.1:{found}"
+        yield running
 
 
 def gateway_config(engines: Sequence[str], *, name: str = "chat", model: str = "stub", **more: Any) -> Json:
@@ -157,9 +161,8 @@ def gateway(folder: Path, config: Json, *, wait: bool = True, **env: str) -> Ite
     path = log.with_suffix(".json")
     path.write_text(json.dumps(config), encoding="utf-8")
     env = {"OMP_NUM_THREADS": "2", **env, "LLMOPS_HOST": "127.0.0.1", "LLMOPS_PORT": "0"}
-    with _process([sys.executable, "-m", "llmops_services.gateway", str(path)], log, env, folder) as process:
-        url = _printed(process, log, r"gateway: (http://\S+)")
-        running = Gateway(url, process, log, path)
+    with process([sys.executable, "-m", "llmops_services.gateway", str(path)], log, env, folder) as started:
+        running = Gateway(printed(started, r"gateway: (http://\S+)"), started.process, log, path)
         if wait:
             running.wait()
         yield running
@@ -171,14 +174,13 @@ def vector_store(folder: Path) -> Iterator[Running]:
     log = _new_log(folder, "vectorstore")
     path = log.with_suffix(".json")
     path.write_text(json.dumps({"host": "127.0.0.1", "port": 0, "folder": str(folder / "qdrant")}), encoding="utf-8")
-    with _process([sys.executable, "-m", "llmops_services.vectorstore", str(path)], log, {}, folder) as process:
-        yield Running(_printed(process, log, r"vector store: (http://\S+)"), process, log)
+    with process([sys.executable, "-m", "llmops_services.vectorstore", str(path)], log, {}, folder) as running:
+        running.url = printed(running, r"vector store: (http://\S+)")
+        yield running
 
 
 @contextlib.contextmanager
-def indexing(
-    folder: Path, store: str, name: str, documents: Path, model: str, **spec: Any
-) -> Iterator[subprocess.Popen[bytes]]:
+def indexing(folder: Path, store: str, name: str, documents: Path, model: str, **spec: Any) -> Iterator[Running]:
     """The indexer at work on a folder of documents; wait for the process to end, its log is in `folder`."""
     log = _new_log(folder, "indexing")
     path = log.with_suffix(".json")
@@ -195,20 +197,18 @@ def indexing(
     }
     path.write_text(json.dumps({"object": about, "spec": full}), encoding="utf-8")
     env = {"QDRANT_URL": store, "LLMOPS_STATE_DIR": str(folder / f"state-{name}"), "MLFLOW_TRACKING_URI": ""}
-    with _process([sys.executable, "-m", "llmops_services.indexing", str(path)], log, env, folder) as process:
-        yield process
+    with process([sys.executable, "-m", "llmops_services.indexing", str(path)], log, env, folder) as running:
+        yield running
 
 
 def build_index(
     folder: Path, store: str, name: str, documents: Path, model: str, timeout: float = 600, **spec: Any
 ) -> None:
     """Index a folder of documents and wait for the end."""
-    with indexing(folder, store, name, documents, model, **spec) as process:
-        if process.wait(timeout) != 0:
-            logs = sorted(folder.glob("indexing-*.log"))
-            raise RuntimeError(
-                f"the indexer ended with {process.returncode}: {logs[-1].read_text(errors='replace')[-2000:]}"
-            )
+    with indexing(folder, store, name, documents, model, **spec) as running:
+        if running.process.wait(timeout) != 0:
+            log = running.log.read_text(errors="replace")
+            raise RuntimeError(f"the indexer ended with {running.process.returncode}: {log[-2000:]}")
 
 
 def _new_log(folder: Path, kind: str) -> Path:

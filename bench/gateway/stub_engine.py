@@ -222,6 +222,9 @@ class Connection(asyncio.Protocol):
             return self._reply(engine.fail, error(engine.fail, "made to fail"))
         if model not in engine.models:
             return self._reply(404, error(404, f"The model `{model}` does not exist."))
+        longest = engine.max_model_len
+        if len(body) > 4 * longest:  # a token is about four bytes
+            return self._reply(400, error(400, f"This model's maximum context length is {longest} tokens."))
         engine.requests += 1
         engine.streams_open += 1
         engine.streams_peak = max(engine.streams_peak, engine.streams_open)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -19,7 +20,7 @@ SOURCES = [
 def cite(text: str, *, cuts: tuple[int, ...] = (), count: int = 3) -> tuple[str, dict[int, AttributedBy]]:
     citer = Citer(count, Attribution(SOURCES[:count]).best)
     edges = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
-    shown = "".join(citer.feed(text[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    shown = "".join(citer.feed(text[a:b]) for a, b in itertools.pairwise(edges))
     return shown + citer.finish(), citer.used
 
 

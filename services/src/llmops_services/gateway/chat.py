@@ -81,7 +81,7 @@ class Exchange:
 
     def citer(self) -> Callable[[], Citer]:
         """Makes citers that share one look at the sources."""
-        attribution = Attribution([f"{source.heading()}\n{source.hit.text}" for source in self.sources])
+        attribution = Attribution([source.block() for source in self.sources])
         return lambda: Citer(len(self.sources), attribution.best)
 
     def closing(self, citers: Mapping[int, Citer]) -> dict[str, Any]:

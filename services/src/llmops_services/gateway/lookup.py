@@ -39,9 +39,17 @@ class Source:
     index: str
     hit: Hit
 
-    def heading(self) -> str:
-        """Title and section, as the prompt shows them."""
-        return f"{self.hit.title} > {self.hit.section}" if self.hit.section else self.hit.title
+    def block(self) -> str:
+        """The source as the prompt shows it, but for its number: title and heading path, then the text. Headings that the path
+        says already are not said twice: training data is written in this form.
+        """
+        path = [part for part in self.hit.section.split(" > ") if part]
+        if path[:1] == [self.hit.title]:
+            path = path[1:]
+        lines = self.hit.text.split("\n")
+        while len(lines) > 1 and (not lines[0].strip() or _heading(lines[0]) in (self.hit.title, *path)):
+            lines = lines[1:]
+        return " > ".join((self.hit.title, *path)) + "\n" + "\n".join(lines)
 
     def citation(self) -> dict[str, Any]:
         """The object of the API, without its number."""
@@ -264,6 +272,11 @@ def fuse(lists: list[list[Source]]) -> list[Source]:
         return lists[0]
     ranked = [(1 / (RRF_K + rank), source) for found in lists for rank, source in enumerate(found, 1)]
     return [source for _, source in sorted(ranked, key=lambda pair: -pair[0])]
+
+
+def _heading(line: str) -> str | None:
+    """The text of a Markdown heading."""
+    return line.lstrip("#").strip() if line.startswith("#") else None
 
 
 def _cause(error: BaseException) -> str:

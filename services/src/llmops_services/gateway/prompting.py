@@ -62,7 +62,7 @@ def search_text(messages: Sequence[Message], question: int) -> str:
 
 def build(messages: Sequence[Message], question: int, prompt: Prompt, sources: Sequence[Source]) -> list[Message]:
     """The messages for the engine: numbered sources around the question, the conversation's other turns kept."""
-    blocks = [f"[{n}] {source.heading()}\n{source.hit.text}" for n, source in enumerate(sources, 1)]
+    blocks = [f"[{n}] {source.block()}" for n, source in enumerate(sources, 1)]
     asked = messages[question]
     filled = _fill(prompt.template, "\n\n".join(blocks), text_of(asked))
     content: Any = filled

@@ -127,9 +127,9 @@ class TraceSender:
         """Send what waits, for at most `seconds`."""
         if not self._thread.is_alive():
             return
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=seconds)
         self._stopping.set()
+        with contextlib.suppress(queue.Full):  # when it is full, the thread does not sleep on it
+            self._queue.put_nowait(None)
         self._thread.join(seconds)
         left = self._queue.qsize()
         if left:
@@ -145,27 +145,32 @@ class TraceSender:
             import mlflow.tracing.client  # noqa: F401
         except ImportError as error:
             log.warning("no traces: mlflow cannot be imported (%s)", error)
-        while (record := self._queue.get()) is not None:
-            self._deliver(record)
+        while (record := self._queue.get()) is not None and self._deliver(record):
+            if self._stopping.is_set() and self._queue.empty():
+                return
 
-    def _deliver(self, record: TraceRecord) -> None:
+    def _deliver(self, record: TraceRecord) -> bool:
+        """Send a record, however often that has to be tried; false when MLflow is away and the end has come."""
         pause = 0.5
         while True:
             try:
                 self._send(record)
             except Exception as error:  # nothing about traces may ever end the thread
-                if not _may_work_later(error) or self._stopping.is_set():
+                if not _may_work_later(error):
                     self.failed += 1
                     self._experiments.pop(record.experiment, None)
                     log.warning("a trace was not recorded: %s", " ".join(str(error).split())[:300])
-                    return
+                    return True
+                if self._stopping.is_set():
+                    self.failed += 1
+                    return False
                 if pause == 0.5:
                     log.warning("MLflow does not answer; traces wait: %s", " ".join(str(error).split())[:300])
                 self._stopping.wait(pause)
                 pause = min(pause * 2, RETRY_SECONDS)
             else:
                 self.sent += 1
-                return
+                return True
 
     def _send(self, record: TraceRecord) -> None:
         from mlflow.tracing.client import TracingClient

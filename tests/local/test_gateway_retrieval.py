@@ -1,0 +1,333 @@
+"""The gateway with real parts behind it: the indexer's collection in the vector store, an embedding model, an MLflow server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import openai
+import pytest
+
+from llmops_api.lineage import Tag
+
+
+def _stack() -> ModuleType:
+    path = Path(__file__).parents[2] / "bench" / "gateway" / "stack.py"
+    spec = importlib.util.spec_from_file_location("gateway_stack", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gateway_stack"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+stack = _stack()
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+DOCUMENTS = {
+    "leave-norway.md": "# Annual leave Norway\n\n## Entitlement\n\nEmployees in Norway receive 25 days of annual leave.\n\n"
+    "## Carry-over\n\nUp to five unused days move into the next year.\n",
+    "leave-germany.md": "# Annual leave Germany\n\n## Entitlement\n\nEmployees in Germany receive 30 days of annual leave.\n",
+    "vpn.md": "# VPN access\n\n## Setup\n\nInstall the Norvane client and sign in with the second factor.\n",
+}
+ANSWER = "Employees in Norway receive 25 days of annual leave. Ask your manager [1]. Elsewhere it differs [9]."
+INDEX = {"name": "handbook", "alias": "default.handbook"}
+QUESTION = "How many days of annual leave do employees in Norway receive?"
+
+
+@dataclass
+class Stack:
+    folder: Path
+    store: Any
+    engine: Any
+    echo: Any
+    model: str
+    mlflow: str
+    config: dict[str, Any]
+    gateway: Any
+    echoing: Any
+
+    def chat(
+        self, gateway: Any, question: str = QUESTION, *, headers: dict[str, str] | None = None, **more: Any
+    ) -> dict[str, Any]:
+        body = {"model": "chat", "messages": [{"role": "user", "content": question}], **more}
+        status, answer = gateway.post("/v1/chat/completions", body, headers=headers)
+        parsed: dict[str, Any] = json.loads(answer)
+        assert status == 200, parsed
+        return parsed
+
+    def echoed(self, **more: Any) -> list[dict[str, Any]]:
+        """The messages that reached the engine."""
+        answer = self.chat(self.echoing, **more)["choices"][0]["message"]["content"]
+        # the echo holds the prompt with its marks: what is compared here is the text before the citations were made right
+        return json.loads(re.sub(r" ?\[\d\](?=\.)", "", answer))["messages"]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_embedding_model: Path) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("retrieval")
+    documents = folder / "documents"
+    documents.mkdir()
+    for name, text in DOCUMENTS.items():
+        (documents / name).write_text(text)
+    model = f"file://{tiny_embedding_model}"
+    with ExitStack() as processes:
+        mlflow = processes.enter_context(_mlflow(folder))
+        store = processes.enter_context(stack.vector_store(folder))
+        stack.build_index(
+            folder, store.url, "handbook", documents, model, chunking={"maxTokens": 64, "overlapTokens": 0}
+        )
+        engine = processes.enter_context(stack.stub_engine(folder, answer=ANSWER, itl_ms=2))
+        echo = processes.enter_context(stack.stub_engine(folder, answer="echo"))
+        config = stack.gateway_config(
+            [engine.url], indexes=[INDEX], retrieval={"minScore": "-1", "topK": 3}, mlflowExperiment="llmops/default",
+            mlflowModelId="m-0123456789abcdef0123456789abcdef",
+        )  # fmt: skip
+        env = {"QDRANT_URL": store.url, "MLFLOW_TRACKING_URI": _url(mlflow), "MLFLOW_TRACE_SAMPLING_RATIO": "0"}
+        gateway = processes.enter_context(stack.gateway(folder, config, wait=False, **env))
+        echoing = processes.enter_context(
+            stack.gateway(folder, {**config, "engines": [echo.url]}, wait=False, QDRANT_URL=store.url)
+        )
+        gateway.wait()
+        echoing.wait()
+        yield Stack(folder, store, engine, echo, model, _url(mlflow), config, gateway, echoing)
+
+
+def _mlflow(folder: Path) -> Any:
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1",
+               "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
+    return stack.process(command, folder / "mlflow.log", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder)
+
+
+def _url(process: Any) -> str:
+    return str(stack.printed(process, r"running on (http://127\.0\.0\.1:\d+)"))
+
+
+def test_retrieve_finds_chunks_with_where_they_stand(running: Stack) -> None:
+    status, body = running.gateway.post("/v1/retrieve", {"query": QUESTION, "topK": 2})
+    assert status == 200
+    found = json.loads(body)
+    assert len(found["results"]) == 2
+    best = found["results"][0]
+    assert (best["title"], best["lines"], best["path"]) == ("Annual leave Norway", [1, 5], "leave-norway.md")
+    assert "25 days" in best["text"]
+    assert best["index"] == "handbook"
+    assert best["collection"] == found["collections"]["handbook"]
+
+
+@pytest.mark.parametrize(
+    ("options", "paths"),
+    [
+        ({"mode": "Sparse", "topK": 1}, {"leave-norway.md"}),
+        ({"filter": {"path": "vpn.md"}}, {"vpn.md"}),
+        ({"filter": {"path": ["vpn.md", "leave-germany.md"]}}, {"vpn.md", "leave-germany.md"}),
+        ({"mode": "Sparse", "minScore": 1000}, set()),
+        ({"indexes": ["handbook"], "mode": "Dense", "topK": 100}, set(DOCUMENTS)),
+    ],
+)
+def test_the_options_of_a_request_override_the_service_s(
+    running: Stack, options: dict[str, Any], paths: set[str]
+) -> None:
+    status, body = running.gateway.post("/v1/retrieve", {"query": QUESTION, **options})
+    assert (status, {hit["path"] for hit in json.loads(body)["results"]}) == (200, paths)
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ({"query": ""}, "query"),
+        ({}, "query"),
+        ({"query": "x", "indexes": ["nope"]}, "nope"),
+        ({"query": "x", "filter": {"path": 1.5}}, "filter.path"),
+        ({"query": "x", "topK": 1000}, "topK"),
+        ({"query": "x", "unknown": 1}, "unknown"),
+    ],
+)
+def test_a_wrong_search_says_what_is_wrong(running: Stack, body: dict[str, Any], what: str) -> None:
+    status, answer = running.gateway.post("/v1/retrieve", body)
+    assert status == 400
+    assert what in json.loads(answer)["error"]["message"]
+
+
+def test_the_prompt_holds_numbered_sources_and_the_earlier_turns(running: Stack) -> None:
+    history = [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": QUESTION},
+    ]
+    system, first, second, asked = running.echoed(messages=history)
+    assert system["role"] == "system"
+    assert system["content"].startswith("Answer from the numbered sources only")
+    assert system["content"].endswith("Be brief")
+    assert [first, second] == history[1:3]
+    assert asked["content"].startswith(
+        "Sources:\n\n[1] Annual leave Norway > Entitlement\nEmployees in Norway receive 25 days of annual leave"
+    )
+    assert asked["content"].endswith(f"\n\nQuestion: {QUESTION}")
+
+
+def test_a_cited_answer_is_the_same_streamed_and_whole(running: Stack) -> None:
+    whole = running.chat(running.gateway)
+    text = whole["choices"][0]["message"]["content"]
+    assert (
+        text == "Employees in Norway receive 25 days of annual leave [1]. Ask your manager [1]. Elsewhere it differs."
+    )
+    (citation,) = whole["citations"]
+    assert (citation["n"], citation["attribution"], citation["title"]) == (1, "model", "Annual leave Norway")
+    assert whole["llmops"] == {
+        "revision": "r1", "model": "stub", "collections": {"handbook": citation["collection"]}, "traceId": None, "retrieved": 3,
+    }  # fmt: skip
+    with openai.OpenAI(base_url=f"{running.gateway.url}/v1", api_key="x", max_retries=0) as ai:
+        for more in ({}, {"stream_options": {"include_usage": True}}):
+            chunks = list(
+                ai.chat.completions.create(
+                    model="chat", stream=True, messages=[{"role": "user", "content": QUESTION}], **more
+                )
+            )
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+            last = chunks[-1].model_extra
+            assert last is not None
+            assert (last["citations"], last["llmops"]) == (whole["citations"], whole["llmops"])
+            assert all("citations" not in (chunk.model_extra or {}) for chunk in chunks[:-1])
+
+
+def test_where_nothing_is_found_the_model_is_not_asked(running: Stack) -> None:
+    before = running.engine.stats()["requests"]
+    options = {"rag": {"minScore": 1.1}}
+    whole = running.chat(running.gateway, **options)
+    assert whole["choices"][0]["message"]["content"] == "I found nothing about this in handbook."
+    assert (whole["citations"], whole["llmops"]["retrieved"]) == ([], 0)
+    with openai.OpenAI(base_url=f"{running.gateway.url}/v1", api_key="x", max_retries=0) as ai:
+        chunks = list(
+            ai.chat.completions.create(
+                model="chat", stream=True, messages=[{"role": "user", "content": QUESTION}], extra_body=options
+            )
+        )
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole["choices"][0]["message"]["content"]
+    )
+    assert chunks[-1].model_extra is not None
+    assert chunks[-1].model_extra["citations"] == []
+    assert running.engine.stats()["requests"] == before
+
+
+def test_rag_can_be_switched_off_and_topk_set(running: Stack) -> None:
+    assert running.echoed(rag={"enabled": False})[0] == {"role": "user", "content": QUESTION}
+    assert running.echoed(rag={"topK": 1})[-1]["content"].count(" > ") == 1
+
+
+def test_sources_fit_the_model_and_are_halved_when_the_engine_says_too_long(running: Stack) -> None:
+    gateway, prompt = running.echoing, {"system": "x" * 300}
+    with stack.stub_engine(running.folder, max_model_len=220) as engine:
+        config = {**running.config, "engines": [engine.url], "prompt": prompt}
+        gateway.write({**config, "revision": "r2"})
+        gateway.wait(revision="r2", seconds=10)
+        answer = running.chat(gateway, max_tokens=1)
+        assert 1 <= answer["llmops"]["retrieved"] < 3, "the engine refused three"
+        gateway.write({**config, "maxModelLen": 220, "revision": "r3"})
+        gateway.wait(revision="r3", seconds=10)
+        messages = [{"role": "user", "content": QUESTION}]
+        status, body = gateway.post("/v1/chat/completions", {"model": "chat", "max_tokens": 200, "messages": messages})
+        assert (status, json.loads(body)["error"]["code"]) == (400, "context_length_exceeded")
+        gateway.write({**running.config, "engines": [running.echo.url], "revision": "r4"})
+        gateway.wait(revision="r4", seconds=10)
+
+
+def test_a_sampled_answer_is_a_trace_with_retriever_and_llm_spans(
+    running: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", running.mlflow)
+    other = TRACE[:-1] + "7"
+    whole = running.chat(running.gateway, headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
+    assert whole["llmops"]["traceId"] == f"tr-{TRACE}"
+    off = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "x"}], "rag": {"enabled": False}}
+    running.gateway.post("/v1/chat/completions", off, headers={"traceparent": f"00-{other}-00f067aa0ba902b7-01"})
+    trace = _trace(running.mlflow, f"tr-{TRACE}")
+    info, spans = trace.info, {span.span_type: span for span in trace.data.spans}
+    assert info.state == "OK"
+    assert info.execution_duration >= 16, "tokens are 2 ms apart"
+    assert info.trace_metadata["mlflow.modelId"] == "m-0123456789abcdef0123456789abcdef"
+    assert json.loads(info.tags[Tag.COLLECTIONS]) == whole["llmops"]["collections"]
+    for key, value in ((Tag.SERVICE, "default/chat"), (Tag.REVISION, "r1"), (Tag.MODEL, "stub")):
+        assert info.tags[key] == info.trace_metadata[key] == value
+    assert set(spans) == {"CHAIN", "RETRIEVER", "LLM"}
+    chain, retriever, llm = spans["CHAIN"], spans["RETRIEVER"], spans["LLM"]
+    assert chain.parent_id is None
+    assert retriever.parent_id == llm.parent_id == chain.span_id
+    assert retriever.inputs == {"query": QUESTION}
+    assert len(retriever.outputs) == 3
+    assert "25 days" in retriever.outputs[0]["page_content"]
+    assert retriever.outputs[0]["metadata"]["doc_uri"].endswith("leave-norway.md")
+    assert retriever.outputs[0]["metadata"]["chunk_id"]
+    assert llm.outputs["content"] == chain.outputs["content"] == whole["choices"][0]["message"]["content"]
+    assert "25 days" in json.dumps(llm.inputs)
+    assert chain.outputs["citations"] == whole["citations"]
+    assert chain.start_time_ns <= retriever.start_time_ns < llm.end_time_ns <= chain.end_time_ns
+    passed_on = _trace(running.mlflow, f"tr-{other}")
+    assert {span.span_type for span in passed_on.data.spans} == {"CHAIN", "LLM"}
+    assert passed_on.data.spans[0].outputs["content"] == ANSWER
+
+
+def _trace(uri: str, trace_id: str) -> Any:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    end = time.monotonic() + 30
+    while True:
+        found = client.get_experiment_by_name("llmops/default")
+        traces = client.search_traces(locations=[found.experiment_id]) if found else []
+        for trace in traces:
+            if trace.info.trace_id == trace_id and trace.data.spans:
+                return trace
+        assert time.monotonic() < end, f"no trace {trace_id} among {[trace.info.trace_id for trace in traces]}"
+        time.sleep(0.2)
+
+
+def test_the_gateway_follows_an_alias_to_another_version_and_outlives_the_store(running: Stack) -> None:
+    """Last in this file: it ends the vector store."""
+    before = running.gateway.wait()["indexes"]["handbook"]
+    (running.folder / "documents" / "new.md").write_text("# Parking\n\nParking costs nothing in Trondheim.\n")
+    stack.build_index(
+        running.folder, running.store.url, "handbook", running.folder / "documents", running.model,
+        chunking={"maxTokens": 60, "overlapTokens": 0}, retainVersions=1,
+    )  # fmt: skip
+    end = time.monotonic() + 10
+    while running.gateway.wait()["indexes"]["handbook"] == before:
+        assert time.monotonic() < end
+        assert running.gateway.post("/v1/retrieve", {"query": QUESTION})[0] == 200
+        time.sleep(0.02)
+    found = json.loads(running.gateway.post("/v1/retrieve", {"query": "parking costs", "mode": "Sparse"})[1])
+    assert found["results"][0]["path"] == "new.md"
+    running.store.process.kill()
+    running.store.process.wait()
+    status, body = running.gateway.post("/v1/retrieve", {"query": QUESTION})
+    assert (status, json.loads(body)["error"]["code"]) == (503, "retrieval_unavailable")
+    assert running.gateway.get("/healthz")[0] == 200
+    running.gateway.wait(ready=False, seconds=10)
+    assert running.chat(running.gateway, rag={"enabled": False})["choices"], "what needs no index goes on"
+
+
+def test_answers_do_not_wait_for_mlflow_and_traces_beyond_the_queue_are_counted(tmp_path: Path) -> None:
+    with stack.stub_engine(tmp_path, tokens=1) as engine:
+        config = stack.gateway_config([engine.url], mlflowExperiment="llmops/default")
+        env = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_TRACE_SAMPLING_RATIO": "1"}
+        chat = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
+        with stack.gateway(tmp_path, config, **env) as gateway:
+            assert {gateway.post("/v1/chat/completions", chat)[0] for _ in range(1050)} == {200}
+            dropped = re.search(
+                r"^llmops_gateway_traces_dropped (\S+)", gateway.get("/metrics")[1].decode(), re.MULTILINE
+            )
+            assert dropped is not None
+            assert 40 <= float(dropped[1]) <= 50
+            began = time.monotonic()
+        assert time.monotonic() - began < 20, "the end waits a bounded time"
