@@ -313,7 +313,7 @@ def test_a_tree_spreads_each_thing_out_once(lineage: Any) -> None:
     assert "cited as [1]" in cited
     assert "Annual leave > Carry-over" in cited
     assert sum("dataset hr" in line for line in lines) == 1
-    assert sum("as above" in line for line in lines) == 2, "under the second document, and under the service"
+    assert sum("(as above)" in line for line in lines) == 2, "under the second document, and under the service"
     (data,) = [line for line in lines if "dataset train" in line]
     assert "240 examples" in data
     assert not any("\x1b" in line for line in lines)

@@ -62,10 +62,7 @@ def log_to_home(home: Home) -> None:
     """Write the daemon's log to the home; what it warns of belongs to conditions and events, not between the lines of a screen."""
     try:
         home.create()
-        home.daemon_log.mkdir(exist_ok=True)
-        handler = RotatingFileHandler(
-            home.daemon_log / "daemon.log", maxBytes=10 << 20, backupCount=2, encoding="utf-8"
-        )
+        handler = RotatingFileHandler(home.root / "daemon.log", maxBytes=10 << 20, backupCount=2, encoding="utf-8")
     except OSError as error:
         raise CommandError(f"{home.root} cannot be used ({error.strerror}): name another folder with --home") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -141,22 +141,22 @@ def as_trees(found: Graph, *, uses: bool) -> list[Tree]:
     trees = []
     for root in found.roots:
         tree = Tree(_label(found.nodes[root], None))
-        _grow(tree, root, found, uses, spread, ())
+        _grow(tree, root, found, uses, spread)
         trees.append(tree)
     return trees
 
 
-def _grow(tree: Tree, node: str, found: Graph, uses: bool, spread: set[str], above: tuple[str, ...]) -> None:
-    below = list(_below(node, found, uses))
-    if node in spread or node in above:
-        if below:
-            tree.add(Text("… as above", style="dim"))
-        return
+def _grow(tree: Tree, node: str, found: Graph, uses: bool, spread: set[str]) -> None:
     spread.add(node)
-    for edge in below:
+    for edge in _below(node, found, uses):
         other = edge.product if uses else edge.origin
-        branch = tree.add(_label(found.nodes[other], edge.role))
-        _grow(branch, other, found, uses, spread, (*above, node))
+        label = _label(found.nodes[other], edge.role)
+        if other not in spread:
+            _grow(tree.add(label), other, found, uses, spread)
+        elif any(_below(other, found, uses)):
+            tree.add(label.append("  (as above)", style="dim"))
+        else:
+            tree.add(label)
 
 
 def _below(node: str, found: Graph, uses: bool) -> Iterator[Edge]:

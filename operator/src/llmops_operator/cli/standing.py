@@ -96,11 +96,17 @@ def _of_index(
     if since is not None and datetime.fromisoformat(began) < since:
         return UNDERWAY
     if done.get("status") == "True":
-        return Standing(State.DONE, done.get("message", ""))
+        return Standing(State.DONE, _held(item["status"]))
     gate = conditions.get("GatePassed", {})
     if last.get("exitCode") == 64 or last.get("reason") == "DeadlineExceeded" or gate.get("reason") == "GateNotPassed":
         return Standing(State.FAILED, done.get("message", ""))
     return UNDERWAY
+
+
+def _held(status: Mapping[str, Any]) -> str:
+    recall = dig(status, "version", "evaluation", "recallAt5")
+    found = f", recall@5 {recall}" if recall else ""
+    return f"{status.get('documents', 0)} documents, {status.get('chunks', 0)} chunks{found}"
 
 
 def _of_service(item: Mapping[str, Any], conditions: Mapping[str, Any], done: Mapping[str, Any]) -> Standing:

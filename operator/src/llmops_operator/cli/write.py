@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmops_operator.backends.local import lock
 from llmops_operator.backends.local.admission import Refused
 from llmops_operator.backends.local.database import StoreError
 from llmops_operator.backends.local.home import Home
@@ -167,14 +167,7 @@ def _of_manifests(names: Sequence[str], namespace: str | None) -> list[Key]:
 
 def daemon_runs(home: Path) -> bool:
     """Whether a daemon works on this home."""
-    try:
-        with (home / "lock").open("rb") as lock:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return lock.holder(Home.at(home)) is not None
 
 
 @contextmanager
