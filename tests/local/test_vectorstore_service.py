@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import statistics
@@ -17,7 +18,7 @@ import httpx
 import pytest
 from qdrant_client import QdrantClient, models
 
-from llmops_services.vectorstore import files
+from llmops_services.vectorstore import files, optimizer
 from llmops_services.vectorstore.app import create_app
 from llmops_services.vectorstore.catalog import Catalog
 from llmops_services.vectorstore.process import StoreProcess
@@ -188,6 +189,33 @@ async def test_a_body_beyond_the_limit_is_refused(http: httpx.AsyncClient) -> No
     assert reply.status_code == 413
     large = await http.put("/collections/docs/points", json=one_point({"text": "x" * (30 * 2**20)}))
     assert large.status_code == 200, "a log entry may be larger than a segment of the log"
+
+
+async def test_an_optimization_that_cannot_catch_up_is_given_up_and_nothing_is_lost(
+    http: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizer, "_QUIET_S", 0.05)
+    monkeypatch.setattr(optimizer, "_JOURNAL_BYTES", 100)
+    await http.put("/collections/docs", json={**VECTORS, "optimizers_config": {"indexing_threshold": 1}})
+    (description,) = (tmp_path / "collections").glob("docs-*/collection.json")
+    before = description.read_text()
+
+    async def status() -> str:
+        return str((await http.get("/collections/docs")).json()["result"]["status"])
+
+    async def upsert(first: int) -> None:
+        points = [{"id": i, "vector": [i, 1]} for i in range(first, first + 200)]
+        assert (await http.put("/collections/docs/points", json={"points": points})).status_code == 200
+
+    async with asyncio.timeout(30):
+        await upsert(0)
+        while await status() == "green":
+            pass
+        await upsert(200)
+        while await status() == "yellow":
+            pass
+    assert description.read_text() == before, "the shard stayed as it was"
+    assert (await http.post("/collections/docs/points/count", json={})).json()["result"]["count"] == 400
 
 
 async def test_what_is_left_to_a_server_is_named(http: httpx.AsyncClient) -> None:

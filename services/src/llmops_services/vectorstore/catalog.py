@@ -127,13 +127,12 @@ class Catalog:
             collection = self.collections.get(name)
             if collection is None:
                 return False
-            grave = await collection.drop()
+            remove_folder(await collection.drop())
             del self.collections[name]
             kept = {alias: target for alias, target in self.aliases.items() if target != name}
             if kept != self.aliases:
-                await asyncio.to_thread(write_aliases, self._alias_file, kept)
                 self.aliases = kept
-        remove_folder(grave)
+                await asyncio.to_thread(write_aliases, self._alias_file, kept)
         return True
 
     async def change_aliases(self, actions: Any) -> None:

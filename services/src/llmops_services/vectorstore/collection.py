@@ -43,7 +43,7 @@ _GROWTH = 8
 class Collection:
     """A collection that is open, or opens itself at its first use. All methods belong to the event loop's thread.
 
-    `executor` runs the engine's calls, so that they do not wait for files being synced, copied or removed, which other threads do;
+    `executor` runs the engine's calls; other threads sync, copy and remove files, so that no query waits for these.
     `scratch` is a folder on the same disk for copies.
     """
 
@@ -103,8 +103,7 @@ class Collection:
                 self._dirty = True
             self._unindexed += points
             self._written.set()
-            if self._optimization is None and worth_optimizing(self.schema, self._unindexed, self._optimized_points):
-                self._optimization = asyncio.create_task(self._optimize())
+            self._consider_optimizing()
             self._writes += 1
             return self._writes - 1
 
@@ -116,6 +115,7 @@ class Collection:
             schema = change(self.schema)
             await asyncio.to_thread(self._describe, schema)
             self.schema = schema
+            self._consider_optimizing()
 
     def remove_leftovers(self) -> None:
         """Remove shards that never became, or no longer are, the current one (blocks)."""
@@ -175,6 +175,7 @@ class Collection:
                 self._shard = await self._in_thread(_load, self.name, self._shard_folder)
                 points = await self._in_thread(lambda shard: shard.info().points_count, self._shard)
                 self._unindexed = max(0, points - self._optimized_points)
+                self._consider_optimizing()
             return self._shard
 
     def _apply(self, shard: edge.EdgeShard, build: Build, size: int) -> int:
@@ -193,15 +194,19 @@ class Collection:
                     self._journal.add(operation, failed=failed, size=size // len(operations))
         return points
 
+    def _consider_optimizing(self) -> None:
+        if self._optimization is None and worth_optimizing(self.schema, self._unindexed, self._optimized_points):
+            self._optimization = asyncio.create_task(self._optimize())
+
     async def _optimize(self) -> None:
         """Build the index in a copy, replay what was written meanwhile, and put the copy in the shard's place."""
         work = self._scratch / uuid4().hex
         try:
             await quiet(self._written)
             async with self._writing:
+                self._unindexed = 0  # a failure is tried again when as much again has been written
                 points = await asyncio.to_thread(self._copy, work / "shard")
                 self._journal = journal = Journal()
-                self._unindexed = 0
             await journal.guard(optimize_copy(work / "shard", self.folder / DESCRIPTION))
             await self._take_over(work / "shard", journal, points)
         except Exception as error:

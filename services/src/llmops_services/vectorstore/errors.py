@@ -68,7 +68,7 @@ def from_engine(error: BaseException) -> StoreError:
     """
     message = str(error)
     if isinstance(error, ValueError | TypeError):
-        return malformed(message.splitlines()[0])
+        return malformed(message.partition("\n")[0])
     for start, status, prefix in _ENGINE_ERRORS:
         if message.startswith(start):
             return StoreError(status, prefix + message)
@@ -85,4 +85,4 @@ def reading_request() -> Iterator[None]:
     except KeyError as error:
         raise malformed(f"missing field {error}") from error
     except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise malformed(str(error).splitlines()[0]) from error
+        raise malformed(str(error).partition("\n")[0]) from error

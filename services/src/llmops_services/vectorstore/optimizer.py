@@ -1,7 +1,8 @@
 """When and how a collection's vector index is built: in a copy of the shard, by a process of its own.
 
 Edge holds Python's interpreter lock for the whole of `optimize` (seconds to minutes), which would stop every collection and
-`/healthz` with it. So the store copies the shard, has this program optimize the copy, applies to it what was written meanwhile, and swaps it in.
+`/healthz` with it. So the store copies the shard, has this program optimize the copy, applies to it what was written
+meanwhile, and swaps it in.
 """
 
 from __future__ import annotations

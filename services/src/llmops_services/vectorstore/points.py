@@ -183,9 +183,12 @@ def _update_vectors(schema: CollectionSchema, body: dict[str, Any]) -> list[edge
     return [edge.UpdateOperation.update_vectors(points, parse_filter(body.get("update_filter")))]
 
 
-def _delete_vectors(_: CollectionSchema, body: dict[str, Any]) -> list[edge.UpdateOperation]:
+def _delete_vectors(schema: CollectionSchema, body: dict[str, Any]) -> list[edge.UpdateOperation]:
     if not isinstance(names := body.get("vector"), list):
         raise malformed("missing field `vector`")
+    for name in names:
+        if name not in schema.dense and name not in schema.sparse:
+            raise wrong_input(f"Not existing vector name error: {name}")
     if (ids := _ids(body)) is not None:
         return [edge.UpdateOperation.delete_vectors(ids, names)]
     return [edge.UpdateOperation.delete_vectors_by_filter(_filter(body), names)]

@@ -18,15 +18,15 @@ _DEFAULT_MMR_DIVERSITY = 0.5
 _FUSIONS = ("rrf", "dbsf")
 
 
-def limit_of(body: Mapping[str, Any], name: str = "limit") -> int:
+def limit_of(body: Mapping[str, Any]) -> int:
     """A positive limit; Qdrant answers 422 to 0."""
-    limit = body.get(name)
+    limit = body.get("limit")
     if limit is None:
         return _DEFAULT_LIMIT
     if not isinstance(limit, int) or isinstance(limit, bool):
-        raise malformed(f"{name}: expected a whole number, got {limit!r}")
+        raise malformed(f"limit: expected a whole number, got {limit!r}")
     if limit < 1:
-        raise invalid(name, f"value {limit} invalid, must be 1 or larger")
+        raise invalid("limit", f"value {limit} invalid, must be 1 or larger")
     return limit
 
 
