@@ -210,7 +210,7 @@ async def test_a_platform_that_does_not_come_up_says_which_part_and_why(home, mo
     broken = "print('no such column: digest'); raise SystemExit(1)"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     monkeypatch.setattr(platform, "PARTS", {platform.Env.QDRANT_URL: lambda _: part(broken)})
-    monkeypatch.setattr(platform, "READY_SECONDS", 1.5)
+    monkeypatch.setattr(platform, "READY_SECONDS", 4.0)
     home.create()
     started = Platform(home)
     with pytest.raises(PlatformError, match=r"part is not ready .*no such column: digest.*out\.log"):

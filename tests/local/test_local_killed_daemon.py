@@ -78,7 +78,7 @@ async def test_nothing_is_started_twice_and_nothing_is_lost(tmp_path, seed):
     moments = random.Random(seed)
     backend = ProcessBackend(home, home.workloads)
     try:
-        for number in range(8):
+        for number in range(5):
             files = json.dumps({"a": str(number // 2)})
             daemon = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", DAEMON, str(home.root), files, str(Path(__file__).parent), stdout=PIPE
@@ -90,7 +90,7 @@ async def test_nothing_is_started_twice_and_nothing_is_lost(tmp_path, seed):
         await backend.start()
         for workload in workloads(home, {"a": "last"}):
             await backend.apply(OWNER, workload)
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 60
         while not _settled(home, backend) and time.monotonic() < give_up:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         seen = backend.observe(OWNER)

@@ -352,11 +352,12 @@ async def test_a_program_that_dies_is_started_anew_more_and_more_slowly(home):
         assert "no luck" in status.message
         times = [float(line) for line in starts(home)]
         assert len(times) == 3
-        assert 1.0 <= times[1] - times[0] < 2.0
-        assert 2.0 <= times[2] - times[1] < 3.5
-        # What may help is tried at once.
+        assert times[1] - times[0] >= 1.0
+        assert times[2] - times[1] >= 2.0
+        # What may help is tried at once, and is no restart.
         await backend.apply(OWNER, server(home))
-        await until(backend, ready, seconds=3)
+        status = await until(backend, ready)
+        assert status.restarts == 2
 
 
 async def test_a_port_that_another_program_has_taken_is_left_to_it(home):
@@ -392,7 +393,7 @@ async def test_one_that_ignores_the_signal_is_killed_with_all_it_has_started(hom
         assert len(below) >= 2
         began = time.monotonic()
         await backend.remove(OWNER, "work")
-        assert 0.5 <= time.monotonic() - began < 5
+        assert 0.5 <= time.monotonic() - began < 30
         assert not [process for process in below if process.is_running()]
         assert backend.observe(OWNER) == {}
         assert backend.owners() == frozenset()
@@ -492,7 +493,7 @@ async def test_a_server_whose_supervisor_was_killed_comes_back(home):
         folder = home.workloads / "default" / "serve" / "0"
         os.kill(json.loads((folder / "run/process.json").read_text())["supervisor"], 9)
         await until(backend, lambda status: status.reason == "Lost")
-        status = await until(backend, ready, seconds=5)
+        status = await until(backend, ready)
         assert status.restarts == 1
         assert len(starts(home)) == 2
 

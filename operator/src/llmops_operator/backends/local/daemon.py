@@ -70,7 +70,14 @@ async def serve(
         backend = ProcessBackend(home, home.workloads)
         load = asyncio.create_task(asyncio.to_thread(_load_control_plane))
         stack.push_async_callback(_cancel, [load])
-        if not await _unless(stop, platform.start(moved=backend.set_env)):
+
+        def moved(env: Mapping[str, str]) -> None:
+            log.warning(
+                "a port was taken by another program, addresses are now %s; restart llmops for lineage", dict(env)
+            )
+            backend.set_env(env)
+
+        if not await _unless(stop, platform.start(moved=moved)):
             return
         backend.set_env(platform.env)
         stack.push_async_callback(backend.stop)
