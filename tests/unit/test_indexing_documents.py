@@ -125,6 +125,10 @@ def test_every_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
         ('{"text": "a", "metadata": 1}', "line 2 has a wrong metadata: write an object"),
         ('{"text": "a", "title": 1}', "line 2 has a wrong title: write a string"),
         ('{"text": "a", "id": "x"}', "line 2 has the id 'x' of line 1"),
+        ('{"text": "a", "metadata": {"a": NaN}}', "line 2 is not JSON"),
+        ('{"text": "a", "metadata": {"a": 9223372036854775808}}', "line 2 has metadata that is nested"),
+        ('{"text": "a", "metadata": ' + '{"a":' * 9 + "1" + "}" * 9 + "}", "line 2 has metadata that is nested"),
+        ("[" * 100_000, "line 2 is not JSON"),
         ('{"text": "\\ud800"}', "line 2 holds what is not Unicode text"),
     ],
 )

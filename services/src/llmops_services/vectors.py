@@ -134,6 +134,11 @@ def patiently(call: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
         try:
             return call()
         except (ResponseHandlingException, UnexpectedResponse, ResourceExhaustedResponse) as error:
+            if isinstance(error, UnexpectedResponse) and error.status_code in (401, 403):
+                raise UserError(
+                    "VectorStoreForbidden",
+                    f"the vector store at {address()[0]} refuses the key; correct {Env.QDRANT_API_KEY}",
+                ) from error
             if not unreachable(error):
                 raise
             now = time.monotonic()
@@ -141,10 +146,12 @@ def patiently(call: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
             if now + pause > give_up:
                 raise TryAgain(
                     "VectorStoreUnreachable",
-                    f"the vector store at {address()[0]} has not answered for {seconds:.0f} s ({_cause(error)}); start it, "
-                    f"or correct {Env.QDRANT_URL}; what is already indexed is kept",
+                    f"the vector store at {address()[0]} has not answered as it should for {seconds:g} s ({_cause(error)}): see "
+                    f"whether it runs and has room, or correct {Env.QDRANT_URL}; what is already indexed is kept",
                 ) from error
-            log.warning("the vector store at %s does not answer (%s); asking again", address()[0], _cause(error))
+            log.warning(
+                "the vector store at %s does not answer as it should (%s); asking again", address()[0], _cause(error)
+            )
             time.sleep(pause)
             pause = min(pause * 2, 5.0)
 

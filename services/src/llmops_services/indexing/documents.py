@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 32 * 2**20
 """A larger document (a file, or a line of a JSONL file) is rejected: it would have to be held in memory as a whole."""
+_METADATA_DEPTH = 8
 _DOCUMENTS = uuid.UUID("6f1d1a52-6f5c-5d0b-9a63-0b6b7f9d8a11")
 
 
@@ -236,10 +237,22 @@ def _records(file: SourceFile, rejects: Rejects) -> Iterator[tuple[Document | No
         yield None, 0
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _storable(value: Any, depth: int) -> bool:
+    """Whether a vector store takes a value as part of a payload."""
+    if isinstance(value, dict | list):
+        inside = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_storable(one, depth - 1) for one in inside)
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
 def _record(file: SourceFile, raw: bytes, number: int, seen: dict[str, int]) -> Document:
     try:
-        record = json.loads(_text(raw))
-    except ValueError as error:
+        record = json.loads(_text(raw), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise _NoDocument(f'is not JSON ({error}); write {{"text": "…"}} on each line') from error
     wanted: dict[str, type | tuple[type, ...]] = {"text": str, "title": str, "id": (str, int), "metadata": dict}
     if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
@@ -247,6 +260,10 @@ def _record(file: SourceFile, raw: bytes, number: int, seen: dict[str, int]) -> 
     for key, kind in wanted.items():
         if record.get(key) is not None and not isinstance(record[key], kind):
             raise _NoDocument(f"has a wrong {key}: {'write an object' if kind is dict else 'write a string'}")
+    if not _storable(record.get("metadata") or {}, _METADATA_DEPTH):
+        raise _NoDocument(
+            f"has metadata that is nested deeper than {_METADATA_DEPTH} or holds a number of more than 64 bits; write simple values"
+        )
     _check_encodable(json.dumps(record, ensure_ascii=False), "holds what")
     # a line without an id is known by its number: then a line inserted above it makes it another document
     own = str(record["id"]) if record.get("id") is not None else f"L{number}"
