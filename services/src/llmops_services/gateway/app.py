@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from llmops_services.gateway import chat as chat_module
-from llmops_services.gateway.asgi import read_body
+from llmops_services.gateway.asgi import ClientGone, read_body
 from llmops_services.gateway.errors import ApiError
 from llmops_services.gateway.limits import LIMITS, Limits
 from llmops_services.gateway.live import Live
@@ -82,7 +82,7 @@ def create_app(
             metrics.leave()
         good = [source.citation() for source in found if source.hit.score >= wish.min_score][: wish.top_k]
         metrics.retrieval.observe(time.perf_counter() - began)
-        metrics.requested("retrieve", 200)
+        metrics.requested(_route(request), 200)
         return _json({"results": good, "collections": revision.lookup.collections()})
 
     @app.get("/healthz")
@@ -101,7 +101,7 @@ def create_app(
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        metrics.requested(request.url.path if error.status != 404 else "unknown", error.status)
+        metrics.requested(_route(request), error.status)
         return Response(error.body(), error.status, headers={k.decode(): v.decode() for k, v in error.headers()})
 
     @app.exception_handler(HTTPException)
@@ -113,7 +113,23 @@ def create_app(
         )
         return Response(fault.body(), error.status_code, media_type="application/json", headers=error.headers)
 
+    @app.exception_handler(ClientGone)
+    async def client_gone(request: Request, error: Exception) -> Response:
+        metrics.requested(_route(request), chat_module.CLOSED_BY_CLIENT)
+        return Response(status_code=chat_module.CLOSED_BY_CLIENT)
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> Response:
+        metrics.requested(_route(request), 500)
+        fault = ApiError(500, "The gateway failed.", kind="server_error", code="internal_error")
+        return Response(fault.body(), 500, media_type="application/json")
+
     return app
+
+
+def _route(request: Request) -> str:
+    """The route's pattern: a label of metrics must not take any value that a client sends."""
+    return str(getattr(request.scope.get("route"), "path", "unknown"))
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -42,7 +42,7 @@ from llmops_services.retrieval import select
 
 log = logging.getLogger(__name__)
 
-ROUTE = "chat"
+ROUTE = "/v1/chat/completions"
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 CLOSED_BY_CLIENT = 499
 """The code that answers to clients who went away are counted under (nginx's)."""

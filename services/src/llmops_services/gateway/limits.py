@@ -17,6 +17,8 @@ class Limits:
     """Requests under way; one more is answered 429."""
     retrievals: int = 1024
     """Searches under way or waiting; one more is answered 429."""
+    searches: int = 64
+    """Requests to the vector store under way; the others wait for their turn."""
     seconds: float = 600.0
     """The longest that an answer may take."""
     retrieval_seconds: float = 30.0

@@ -124,6 +124,7 @@ class Lookup:
         self._task: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
         self._searching = 0
+        self._slots = asyncio.Semaphore(limits.searches)
         self.indexes: dict[str, SearchableIndex] = {}
 
     @property
@@ -187,7 +188,9 @@ class Lookup:
                     )
                     return
                 encoder = await self._encoders.get(found[1])
-            except (UserError, TryAgain, *STORE_ERRORS) as error:
+            except Exception as error:  # whatever a model or a collection does wrong, the others are served
+                if not isinstance(error, (UserError, TryAgain, *STORE_ERRORS)):
+                    log.exception("index %s", index.name)
                 self._report(index.name, f"index {index.name}: {_cause(error)}")
                 return
             log.info("index %s is searched in %s", index.name, found[0])
@@ -242,16 +245,17 @@ class Lookup:
         assert self._client is not None
         vector = None if mode is RetrievalMode.SPARSE else await index.encoder.encode(question)
         try:
-            return await search(
-                self._client,
-                index.collection,
-                question,
-                vector,
-                mode=mode,
-                candidates=candidates,
-                where=where,
-                sparse=index.metadata.sparse,
-            )
+            async with self._slots:
+                return await search(
+                    self._client,
+                    index.collection,
+                    question,
+                    vector,
+                    mode=mode,
+                    candidates=candidates,
+                    where=where,
+                    sparse=index.metadata.sparse,
+                )
         except ValueError as error:  # a filter or a mode that this index cannot serve
             raise bad_request(f"{error}.") from error
         except STORE_ERRORS as error:
