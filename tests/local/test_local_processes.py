@@ -518,6 +518,20 @@ async def test_a_supervisor_that_cannot_begin_is_tried_again_slowly(home, monkey
         assert supervisors == 3
 
 
+async def test_an_end_that_cannot_be_written_is_written_later(home):
+    code = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.02)"
+    async with running(home) as backend:
+        await backend.apply(OWNER, task(code))
+        folder = home.workloads / "default" / "work" / "0"
+        await eventually((folder / "run" / "process.json").exists)
+        (folder / "run" / "exit.json").mkdir()
+        (folder / "go").touch()
+        await eventually(lambda: "cannot write how the program ended" in (folder / "run/supervisor.log").read_text())
+        assert backend.observe(OWNER)["work"].state is State.RUNNING
+        (folder / "run" / "exit.json").rmdir()
+        await until(backend, lambda status: status.state is State.SUCCEEDED)
+
+
 async def test_a_full_disk_is_told_and_waited_out(home, monkeypatch):
     from llmops_operator.backends.local import replica_folder
 

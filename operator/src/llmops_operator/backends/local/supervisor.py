@@ -11,6 +11,7 @@ When the daemon is gone the work goes on; the next daemon adopts it. Standard li
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -94,10 +95,16 @@ def _insist(write: Callable[[], None], signals: int) -> None:
         try:
             return write()
         except OSError as error:
-            print(f"cannot write how the program ended ({error}); trying again", file=sys.stderr, flush=True)
+            _complain(f"cannot write how the program ended ({error}); trying again")
         time.sleep(1)
         if signal.SIGTERM in _arrived(signals):
             return None
+
+
+def _complain(text: str) -> None:
+    """Say it in `run/supervisor.log`, if the disk takes it."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
 def _arrived(signals: int) -> bytes:
@@ -159,7 +166,7 @@ class _Program:
         try:
             write_json(self._folder / "run" / "process.json", identity)
         except OSError as error:
-            print(f"cannot write the program's process id ({error})", file=sys.stderr, flush=True)
+            _complain(f"cannot write the program's process id ({error})")
 
     def _attend(self, child: int, output: int) -> None:
         """Pump and obey until the child has ended. It is left unreaped, so that its group's id cannot be given to others yet."""
