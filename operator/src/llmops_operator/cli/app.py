@@ -102,7 +102,10 @@ OneObject = Annotated[list[str], typer.Argument(metavar="TYPE/NAME", show_defaul
 
 @app.command()
 def up(ctx: typer.Context) -> int:
-    """Work on the objects of the home, in the foreground, until Ctrl-C; then stop every process."""
+    """Bring about what was applied, until Ctrl-C.
+
+    Starts MLflow, the vector store and whatever the objects ask for; Ctrl-C stops every process.
+    """
     from llmops_operator.cli.up import up as start
 
     where: Where = ctx.obj
@@ -111,7 +114,10 @@ def up(ctx: typer.Context) -> int:
 
 @app.command()
 def down(ctx: typer.Context) -> None:
-    """Stop what `llmops up` or `llmops run` has started, also when that was killed."""
+    """Stop everything that `llmops up` has started.
+
+    Also what a daemon that was killed has left running.
+    """
     from llmops_operator.cli.up import down as stop
 
     where: Where = ctx.obj
@@ -125,7 +131,11 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="Stop everything when all is done and shown.")] = False,
     timeout: Annotated[str, typer.Option(help="Give up after, like 30m or 2h; 0 is never.")] = "0",
 ) -> int:
-    """Bring about the manifests of a folder and ask the questions of its ask.txt; then serve until Ctrl-C."""
+    """Bring about a folder of manifests and ask it.
+
+    Applies the *.yaml of DIR, waits until all is ready, asks the questions of DIR/ask.txt (one a line) and shows the
+    answers, their sources and their lineage; then serves until Ctrl-C. What is unchanged is not done again.
+    """
     from llmops_operator.cli.run import run as bring_about
     from llmops_operator.cli.waiting import seconds
 
@@ -135,7 +145,7 @@ def run(
 
 @app.command()
 def apply(ctx: typer.Context, filename: Files) -> None:
-    """Save manifests; what runs is changed to match them."""
+    """Save manifests; `llmops up` acts on them."""
     from llmops_operator.cli import write
 
     where: Where = ctx.obj
@@ -180,7 +190,10 @@ def get(
 
 @app.command()
 def describe(ctx: typer.Context, objects: Objects) -> None:
-    """Show everything about an object: spec, status, conditions, attempts, events, where its logs are."""
+    """Show everything about an object.
+
+    Spec, status, conditions, attempts, events, and where its logs are.
+    """
     from llmops_operator.cli.describe import describe_all
     from llmops_operator.cli.kinds import parse_targets
 
@@ -199,7 +212,10 @@ def delete(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when they are gone.")] = True,
     timeout: Annotated[str, typer.Option(help="How long to wait, like 30s, 5m or 1h; 0 is for ever.")] = "0",
 ) -> None:
-    """Delete objects: what runs for them is stopped, runs and models in MLflow stay."""
+    """Delete objects and what runs for them.
+
+    Runs and models in MLflow stay.
+    """
     from llmops_operator.cli import write
     from llmops_operator.cli.waiting import seconds
 
@@ -286,7 +302,7 @@ def ask(
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     output: Annotated[str | None, typer.Option("--output", "-o", help="json")] = None,
 ) -> None:
-    """Ask a RagService; the answer comes with its sources."""
+    """Ask a RagService; sources come along."""
     from llmops_operator.cli.ask import ask as put
 
     where: Where = ctx.obj
@@ -302,7 +318,10 @@ def lineage(
     uses: Annotated[str | None, typer.Option("--uses", help="The other way round: what was made from this.")] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="tree, json or dot.")] = "tree",
 ) -> None:
-    """Show what a thing was made from: tj/NAME, ei/NAME, rag/NAME, answer/ID, model/NAME/VERSION, dataset/NAME."""
+    """Show what something was made from, or into.
+
+    OBJECT is tj/NAME, ei/NAME, rag/NAME, answer/ID, model/NAME[/VERSION] or dataset/NAME.
+    """
     from llmops_operator.cli.lineage import show
 
     where: Where = ctx.obj
@@ -313,7 +332,7 @@ def lineage(
 
 @app.command()
 def version() -> None:
-    """Show the version of this program and of the API."""
+    """Show versions of program and API."""
     from importlib.metadata import version as installed
 
     _say(f"llmops {installed('llmops')}, API llmops.dev/v1alpha1, Python {sys.version.split()[0]}")

@@ -11,7 +11,7 @@ from llmops_operator.cli.get import find
 from llmops_operator.cli.kinds import BY_KIND, Target
 from llmops_operator.cli.logs import Program, programs
 from llmops_operator.cli.reading import Event, Object, reading
-from llmops_operator.cli.tables import age, dig, lines, phase
+from llmops_operator.cli.tables import age, lines, phase
 
 SEPARATE = ("conditions", "attempts", "phase", "observedGeneration")
 """What of the status is shown in a way of its own."""
@@ -113,21 +113,21 @@ def _pairs(pairs: Mapping[str, str] | None) -> str:
 
 
 def _tree(value: Any, depth: int) -> Iterator[str]:
-    """Nested mappings and lists, indented, with names as people read them."""
+    """Nested mappings and lists as YAML has them, without its quotes."""
     indent = "  " * depth
-    items = value.items() if isinstance(value, Mapping) else ((f"- {_label(item)}", item) for item in value)
-    for name, item in items:
-        if isinstance(item, Mapping | list) and item:
-            yield f"{indent}{name}:" if isinstance(value, Mapping) else f"{indent}{name}"
-            yield from _tree(item, depth + 1)
-        elif isinstance(value, Mapping):
-            shown = "<none>" if item in (None, "", [], {}) else str(item).replace("\n", f"\n{indent}  ")
-            yield f"{indent}{name}: {shown}"
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, Mapping | list) and item:
+                yield f"{indent}{name}:"
+                yield from _tree(item, depth + 1)
+            else:
+                shown = "<none>" if item in (None, "", [], {}) else str(item).rstrip().replace("\n", f"\n{indent}  ")
+                yield f"{indent}{name}: {shown}"
+        return
+    for item in value:
+        if isinstance(item, Mapping | list):
+            first, *rest = _tree(item, depth + 1)
+            yield f"{indent}- {first.lstrip()}"
+            yield from rest
         else:
-            yield f"{indent}{name}"
-
-
-def _label(item: Any) -> str:
-    if isinstance(item, Mapping):
-        return str(item.get("name") or dig(item, "indexRef", "name") or "")
-    return str(item)
+            yield f"{indent}- {item}"

@@ -9,7 +9,7 @@ from typing import Any
 from llmops_operator.cli import tables
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.kinds import KINDS, Kind, Target
-from llmops_operator.cli.reading import Object, Reader, reading
+from llmops_operator.cli.reading import Object, Reader, daemon_runs, reading
 
 FORMS = ("wide", "yaml", "json", "name")
 
@@ -29,6 +29,8 @@ def get(
     if form not in (None, *FORMS):
         raise CommandError(f'there is no output "{form}": write one of {", ".join(FORMS)}')
     with reading(home) as reader:
+        if form in (None, "wide") and not daemon_runs(home):
+            warn("note: `llmops up` does not run; this is how things were left")
         found = [item for item in find(reader, namespace, targets) if matches(item)]
         if not found and not watch:
             where = f"in {namespace} namespace" if namespace else "in any namespace"

@@ -5,6 +5,7 @@ Not through `SqliteStore`: that one checks and writes, so it needs the API model
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 import time
@@ -79,6 +80,18 @@ class Reader:
 
     def _version(self) -> int:
         return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+
+def daemon_runs(home: Path) -> bool:
+    """Whether a daemon works on this home: it holds the lock on `lock` for as long as it lives."""
+    try:
+        with (home / "lock").open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmops_operator.backends.local import lock
 from llmops_operator.backends.local.admission import Refused
 from llmops_operator.backends.local.database import StoreError
 from llmops_operator.backends.local.home import Home
@@ -17,7 +16,7 @@ from llmops_operator.cli.data_files import check_data
 from llmops_operator.cli.faults import CommandError, Faults
 from llmops_operator.cli.kinds import BY_KIND, Target, parse_targets
 from llmops_operator.cli.manifests import Document, read_manifests, with_absolute_files
-from llmops_operator.cli.reading import Key
+from llmops_operator.cli.reading import Key, daemon_runs
 from llmops_operator.cli.validation import check
 from llmops_operator.controllers.ports import Conflict, NotFound
 
@@ -163,11 +162,6 @@ def _of_manifests(names: Sequence[str], namespace: str | None) -> list[Key]:
                 [document.fault((), "this names no object: kind and metadata.name have to be there")]
             ) from error
     return keys[::-1]
-
-
-def daemon_runs(home: Path) -> bool:
-    """Whether a daemon works on this home."""
-    return lock.holder(Home.at(home)) is not None
 
 
 @contextmanager
