@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -54,22 +54,33 @@ class Stack:
     mlflow: str
     config: dict[str, Any]
     gateway: Any
-    echoing: Any
+    revisions: int = 1
 
-    def chat(
-        self, gateway: Any, question: str = QUESTION, *, headers: dict[str, str] | None = None, **more: Any
-    ) -> dict[str, Any]:
+    def chat(self, question: str = QUESTION, *, headers: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
         body = {"model": "chat", "messages": [{"role": "user", "content": question}], **more}
-        status, answer = gateway.post("/v1/chat/completions", body, headers=headers)
+        status, answer = self.gateway.post("/v1/chat/completions", body, headers=headers)
         parsed: dict[str, Any] = json.loads(answer)
         assert status == 200, parsed
         return parsed
 
+    @contextmanager
+    def configured(self, **more: Any) -> Iterator[None]:
+        """Another configuration for a while: the gateway takes it over without a restart."""
+        for config in (more, {}):
+            self.revisions += 1
+            revision = f"r{self.revisions}" if config else "r1"
+            self.gateway.write({**self.config, **config, "revision": revision})
+            self.gateway.wait(revision=revision, seconds=20)
+            if config:
+                yield
+
     def echoed(self, **more: Any) -> list[dict[str, Any]]:
         """The messages that reached the engine."""
-        answer = self.chat(self.echoing, **more)["choices"][0]["message"]["content"]
-        # the echo holds the prompt with its marks: what is compared here is the text before the citations were made right
-        return json.loads(re.sub(r" ?\[\d\](?=\.)", "", answer))["messages"]
+        with self.configured(engines=[self.echo.url]):
+            answer = self.chat(**more)["choices"][0]["message"]["content"]
+        # in the echo of a prompt citations are made right too: what is compared here is the text without the added marks
+        messages: list[dict[str, Any]] = json.loads(re.sub(r" ?\[\d\](?=\.)", "", answer))["messages"]
+        return messages
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +104,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_embedding_model: Path
             mlflowModelId="m-0123456789abcdef0123456789abcdef",
         )  # fmt: skip
         env = {"QDRANT_URL": store.url, "MLFLOW_TRACKING_URI": _url(mlflow), "MLFLOW_TRACE_SAMPLING_RATIO": "0"}
-        gateway = processes.enter_context(stack.gateway(folder, config, wait=False, **env))
-        echoing = processes.enter_context(
-            stack.gateway(folder, {**config, "engines": [echo.url]}, wait=False, QDRANT_URL=store.url)
-        )
-        gateway.wait()
-        echoing.wait()
-        yield Stack(folder, store, engine, echo, model, _url(mlflow), config, gateway, echoing)
+        gateway = processes.enter_context(stack.gateway(folder, config, **env))
+        yield Stack(folder, store, engine, echo, model, _url(mlflow), config, gateway)
 
 
 def _mlflow(folder: Path) -> Any:
@@ -177,7 +183,7 @@ def test_the_prompt_holds_numbered_sources_and_the_earlier_turns(running: Stack)
 
 
 def test_a_cited_answer_is_the_same_streamed_and_whole(running: Stack) -> None:
-    whole = running.chat(running.gateway)
+    whole = running.chat()
     text = whole["choices"][0]["message"]["content"]
     assert (
         text == "Employees in Norway receive 25 days of annual leave [1]. Ask your manager [1]. Elsewhere it differs."
@@ -204,7 +210,7 @@ def test_a_cited_answer_is_the_same_streamed_and_whole(running: Stack) -> None:
 def test_where_nothing_is_found_the_model_is_not_asked(running: Stack) -> None:
     before = running.engine.stats()["requests"]
     options = {"rag": {"minScore": 1.1}}
-    whole = running.chat(running.gateway, **options)
+    whole = running.chat(**options)
     assert whole["choices"][0]["message"]["content"] == "I found nothing about this in handbook."
     assert (whole["citations"], whole["llmops"]["retrieved"]) == ([], 0)
     with openai.OpenAI(base_url=f"{running.gateway.url}/v1", api_key="x", max_retries=0) as ai:
@@ -227,20 +233,16 @@ def test_rag_can_be_switched_off_and_topk_set(running: Stack) -> None:
 
 
 def test_sources_fit_the_model_and_are_halved_when_the_engine_says_too_long(running: Stack) -> None:
-    gateway, prompt = running.echoing, {"system": "x" * 300}
-    with stack.stub_engine(running.folder, max_model_len=220) as engine:
-        config = {**running.config, "engines": [engine.url], "prompt": prompt}
-        gateway.write({**config, "revision": "r2"})
-        gateway.wait(revision="r2", seconds=10)
-        answer = running.chat(gateway, max_tokens=1)
-        assert 1 <= answer["llmops"]["retrieved"] < 3, "the engine refused three"
-        gateway.write({**config, "maxModelLen": 220, "revision": "r3"})
-        gateway.wait(revision="r3", seconds=10)
-        messages = [{"role": "user", "content": QUESTION}]
-        status, body = gateway.post("/v1/chat/completions", {"model": "chat", "max_tokens": 200, "messages": messages})
-        assert (status, json.loads(body)["error"]["code"]) == (400, "context_length_exceeded")
-        gateway.write({**running.config, "engines": [running.echo.url], "revision": "r4"})
-        gateway.wait(revision="r4", seconds=10)
+    with stack.stub_engine(running.folder, max_model_len=175) as engine:
+        small = {"engines": [engine.url], "prompt": {"system": "x" * 300}}
+        with running.configured(**small):
+            assert running.chat(max_tokens=1)["llmops"]["retrieved"] == 1, "the engine refused three"
+        with running.configured(**small, maxModelLen=175):
+            messages = [{"role": "user", "content": QUESTION}]
+            status, body = running.gateway.post(
+                "/v1/chat/completions", {"model": "chat", "max_tokens": 200, "messages": messages}
+            )
+            assert (status, json.loads(body)["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_a_sampled_answer_is_a_trace_with_retriever_and_llm_spans(
@@ -248,7 +250,7 @@ def test_a_sampled_answer_is_a_trace_with_retriever_and_llm_spans(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", running.mlflow)
     other = TRACE[:-1] + "7"
-    whole = running.chat(running.gateway, headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
+    whole = running.chat(headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
     assert whole["llmops"]["traceId"] == f"tr-{TRACE}"
     off = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "x"}], "rag": {"enabled": False}}
     running.gateway.post("/v1/chat/completions", off, headers={"traceparent": f"00-{other}-00f067aa0ba902b7-01"})
@@ -314,7 +316,7 @@ def test_the_gateway_follows_an_alias_to_another_version_and_outlives_the_store(
     assert (status, json.loads(body)["error"]["code"]) == (503, "retrieval_unavailable")
     assert running.gateway.get("/healthz")[0] == 200
     running.gateway.wait(ready=False, seconds=10)
-    assert running.chat(running.gateway, rag={"enabled": False})["choices"], "what needs no index goes on"
+    assert running.chat(rag={"enabled": False})["choices"], "what needs no index goes on"
 
 
 def test_answers_do_not_wait_for_mlflow_and_traces_beyond_the_queue_are_counted(tmp_path: Path) -> None:
