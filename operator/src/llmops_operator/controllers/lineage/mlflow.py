@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -243,26 +243,31 @@ class MlflowLineage:
 
     def _look_at_registry(self, client: MlflowClient) -> None:
         with self._changed:
-            references = set(self._watched.values())
-        for reference in references:
-            with self._changed:
-                known = self._versions.get(reference)
+            references = {reference: self._versions.get(reference) for reference in self._watched.values()}
+        for reference, known in references.items():
             if reference.version and isinstance(known, RegisteredVersion):
                 continue
             try:
                 found = _resolve(client, reference)
             except Exception as error:
-                with self._changed:
-                    self._out(Unrecorded(_said(error), timestamp(datetime.now(UTC))))
-                    outage = self._outage
-                if isinstance(known, RegisteredVersion) or outage is None:
+                said = Unrecorded(_said(error), timestamp(datetime.now(UTC)))
+                if not _refused(error):
+                    self._registry_away(said, references)
                     return
-                found = Unresolved("MLflowUnavailable", f"MLflow has not answered since {outage.since}: {outage.error}")
-                self._found(reference, found)
-                return
+                found = Unresolved("RegistryRefused", f"MLflow refuses to look up {reference.name}: {said.error}")
             self._found(reference, found)
             with self._changed:
                 self._recovered()
+
+    def _registry_away(self, said: Unrecorded, references: Mapping[RegisteredModel, Resolution | None]) -> None:
+        """What is known stays known; of the rest it is said why not."""
+        with self._changed:
+            self._out(said)
+            outage = self._outage or said
+        message = f"MLflow has not answered since {outage.since}: {outage.error}"
+        for reference, known in references.items():
+            if not isinstance(known, RegisteredVersion):
+                self._found(reference, Unresolved("MLflowUnavailable", message))
 
     def _found(self, reference: RegisteredModel, found: Resolution) -> None:
         with self._changed:
