@@ -203,6 +203,30 @@ def test_a_job_that_ends_as_it_is_suspended_has_succeeded() -> None:
     assert decision.record is None
 
 
+SCORES = {"examples": 4, "loss": "2", "perplexity": "7.4", "tokenF1": "0.3"}
+TABLES = {"before": {"domain": SCORES}, "after": {"domain": SCORES}}
+
+
+@pytest.mark.parametrize(
+    ("passed", "reason", "type_"), [(True, "GatePassed", "Normal"), (False, "GateNotPassed", "Warning")]
+)
+def test_a_job_has_succeeded_whatever_its_gate_decides(passed: bool, reason: str, type_: str) -> None:
+    evaluation = {**TABLES, "gatePassed": passed, "gateMessage": "Loss 2.1 to 1.9"}
+    result = {
+        "runId": "r",
+        "experimentId": "1",
+        "steps": 5,
+        "evaluation": evaluation,
+        "model": {"name": "m", "version": "3"},
+    }
+    finished = WorkloadStatus(State.SUCCEEDED, exit_code=0, result=result)
+    decision = look(running(), workloads={"assistant-train-1": finished})
+    assert said(decision, "GatePassed") == (str(passed), reason, "Loss 2.1 to 1.9")
+    assert said(decision, "Succeeded")[0] == "True"
+    assert said(decision, "Succeeded")[2].endswith("its gate has passed" if passed else "its gate has not passed")
+    assert type_ in [event.type_ for event in decision.events if event.reason == reason]
+
+
 def test_suspending_keeps_the_logs_of_what_failed_and_removes_what_runs() -> None:
     workloads = {"assistant-train-1": ended(1), "assistant-train-2": WorkloadStatus(State.RUNNING)}
     decision = look(over(1, "Error"), running(2), workloads=workloads, suspend=True)
