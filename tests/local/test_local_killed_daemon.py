@@ -78,7 +78,7 @@ async def test_nothing_is_started_twice_and_nothing_is_lost(tmp_path, seed):
     moments = random.Random(seed)
     backend = ProcessBackend(home, home.workloads)
     try:
-        for number in range(5):
+        for number in range(4):
             files = json.dumps({"a": str(number // 2)})
             daemon = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", DAEMON, str(home.root), files, str(Path(__file__).parent), stdout=PIPE
