@@ -172,6 +172,14 @@ def test_get_shows_the_scores_and_the_version_of_a_finished_job(applied: Llmops,
     assert (job["LOSS"], job["MODEL"]) == ("0.75", "assistant/3")
 
 
+def test_get_says_when_nobody_acts_on_what_it_shows(applied: Llmops, tmp_path: Path) -> None:
+    assert "`llmops up` does not run" in applied("get")[2]
+    assert applied("get", "-o", "json")[2] == ""
+    with (tmp_path / "home" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert applied("get")[2] == ""
+
+
 def test_get_without_words_shows_everything_with_kinds_in_the_names(applied: Llmops) -> None:
     code, out, _ = applied("get")
     assert code == 0
@@ -219,7 +227,7 @@ def test_get_names_and_selectors(applied: Llmops) -> None:
 
 
 def test_namespaces_keep_objects_apart(applied: Llmops, tmp_path: Path) -> None:
-    assert applied("get", "-n", "other")[2] == "No resources found in other namespace.\n"
+    assert applied("get", "-n", "other") == (0, "", "No resources found in other namespace.\n")
     applied("apply", "--namespace=other", "-f", str(tmp_path / "manifests.yaml"))
     assert len(rows(applied("get", "tj", "-n", "other")[1])) == 1
     assert [row["NAMESPACE"] for row in rows(applied("get", "tj", "-A")[1])] == ["default", "other"]

@@ -29,9 +29,9 @@ def get(
     if form not in (None, *FORMS):
         raise CommandError(f'there is no output "{form}": write one of {", ".join(FORMS)}')
     with reading(home) as reader:
-        if form in (None, "wide") and not daemon_runs(home):
-            warn("note: `llmops up` does not run; this is how things were left")
         found = [item for item in find(reader, namespace, targets) if matches(item)]
+        if found and form in (None, "wide") and not daemon_runs(home):
+            warn("note: `llmops up` does not run; this is how things were left")
         if not found and not watch:
             where = f"in {namespace} namespace" if namespace else "in any namespace"
             if form in ("json", "yaml"):

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from llmops_operator.backends.local.daemon import Serving
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.store import SqliteStore
@@ -20,7 +22,8 @@ from llmops_operator.cli.manifests import Document
 from llmops_operator.cli.reading import Key
 from llmops_operator.cli.screen import Screen, make_console, make_screen, row_of
 from llmops_operator.cli.showing import Show
-from llmops_operator.cli.standing import Standing, State, reused, standing
+from llmops_operator.cli.standing import UNDERWAY, Standing, State, reused, standing
+from llmops_operator.cli.tables import dig
 from llmops_operator.cli.up import pause
 from llmops_operator.cli.write import key_of, named, store_document, valid_documents
 from llmops_operator.domain.embedding_index import SYNC_REQUESTED
@@ -99,7 +102,7 @@ class _Run:
         until = None if self._timeout is None else time.monotonic() + self._timeout
         done: set[Key] = set()
         while len(done) < len(self._documents):
-            standings = {key: standing(self._item(key), now) for key in self._documents}
+            standings = {key: await self._standing(key, now) for key in self._documents}
             self._screen.show([row_of(self._item(key), self._believed(key, where)) for key, where in standings.items()])
             for key, where in standings.items():
                 if where.state is State.DONE and key not in done:
@@ -109,6 +112,14 @@ class _Run:
             self._give_up(standings, until)
             if len(done) < len(self._documents):
                 await pause(changed)
+
+    async def _standing(self, key: Key, since: datetime) -> Standing:
+        """Where an object stands. What a status says of a service may be from an earlier daemon, so it is asked itself."""
+        found = standing(self._item(key), since)
+        url = dig(self._item(key), "status", "url")
+        if key[0] != "RagService" or found.state is not State.DONE or url is None or await _answers(url):
+            return found
+        return UNDERWAY
 
     def _item(self, key: Key) -> dict[str, Any]:
         item = self._store.get(key)
@@ -136,6 +147,14 @@ class _Run:
             late = [key for key, where in standings.items() if where.state is not State.DONE]
             rows = [row_of(self._item(key)) for key in late]
             raise CommandError("\n".join(f"timed out waiting for {row.name}: {row.doing}" for row in rows))
+
+
+async def _answers(url: str) -> bool:
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+            return (await client.get(f"{url}/readyz")).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def _asking_for_a_sync(document: Document, now: datetime) -> Document:
