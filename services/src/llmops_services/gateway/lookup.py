@@ -92,15 +92,7 @@ class Encoders:
         key = (wanted.digest, wanted.query_prefix)
         async with self._loading:
             if key not in self._encoders:
-                embedder = await asyncio.to_thread(Embedder.load, wanted.model, query_prefix=wanted.query_prefix)
-                digest = await asyncio.to_thread(lambda: embedder.digest)
-                if digest != wanted.digest:
-                    raise UserError(
-                        "EmbeddingModelChanged",
-                        f"{wanted.model} is no longer the model that made index {metadata.index}: sync the index again",
-                    )
-                await asyncio.to_thread(embedder.encode_queries, ["the first one is slow"])
-                self._encoders[key] = Encoder(embedder)
+                self._encoders[key] = Encoder(await asyncio.to_thread(_load, metadata))
             return self._encoders[key]
 
     def keep(self, used: Iterable[Encoder]) -> None:
@@ -108,6 +100,23 @@ class Encoders:
         kept = set(used)
         for key in [key for key, encoder in self._encoders.items() if encoder not in kept]:
             del self._encoders[key]
+
+
+def _load(metadata: IndexMetadata) -> Embedder:
+    """Load and warm the embedding model of a collection; takes seconds."""
+    wanted = metadata.embedding
+    embedder = Embedder.load(wanted.model, query_prefix=wanted.query_prefix)
+    if embedder.digest != wanted.digest:
+        raise UserError(
+            "EmbeddingModelChanged",
+            f"{wanted.model} is no longer the model that made index {metadata.index}: sync the index again",
+        )
+    import torch
+
+    # questions are short: a second thread would wait more than it computes, and take a core from the event loop
+    torch.set_num_threads(1)
+    embedder.encode_queries(["the first one is slow"])
+    return embedder
 
 
 class Lookup:
