@@ -241,6 +241,33 @@ def test_questions_to_a_service_that_is_down_are_refused_at_once(home: Path) -> 
     assert "does `llmops up` run?" in asked.stderr or "does not answer yet" in asked.stderr
 
 
+def test_up_works_on_what_is_applied_until_down(home: Path, folder: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*LLMOPS, "--home", str(home), "up"], stdout=subprocess.PIPE, text=True, env=_environment()
+    ) as up:
+        try:
+            assert up.stdout is not None
+            assert any("up. MLflow: http://127.0.0.1:" in line for line in up.stdout), "it never came up"
+            (tmp_path / "index.yaml").write_text(
+                (folder / "index.yaml")
+                .read_text()
+                .replace("name: handbook", "name: second")
+                .replace("./documents", f"{folder}/documents")
+            )
+            applied = llmops(home, "apply", "-f", str(tmp_path / "index.yaml"))
+            assert (applied.returncode, applied.stderr) == (0, ""), "somebody acts on it"
+            ready = llmops(home, "wait", "ei/second", "--for=condition=Ready", "--timeout=5m")
+            assert ready.returncode == 0, ready.stderr
+            assert llmops(home, "get", "ei/second").stderr == ""
+            deleted = llmops(home, "delete", "ei/second", "--timeout=3m")
+            assert deleted.stdout.splitlines()[-1] == "embeddingindex.llmops.dev/second deleted", deleted.stderr
+            assert llmops(home, "down").stdout == "stopped\n"
+            assert up.wait(60) == 0
+        finally:
+            up.kill()
+    assert processes_of(home) == []
+
+
 def test_down_with_nothing_running_says_so(home: Path, tmp_path: Path) -> None:
     assert llmops(home, "down").stdout == "nothing was running\n"
     assert llmops(tmp_path / "none", "down").stdout == "nothing was running\n"
