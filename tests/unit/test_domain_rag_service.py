@@ -78,7 +78,7 @@ def look(
         ServiceInput(
             made,
             NOW,
-            manifest="kind: RagService\n",
+            manifest=lambda: "kind: RagService\n",
             workloads=workloads or {},
             job=job,
             resolution=resolution,

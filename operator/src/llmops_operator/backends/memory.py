@@ -135,6 +135,7 @@ class MemoryBackend:
     def __init__(self, clock: Callable[[], datetime] = _now) -> None:
         self._clock = clock
         self._running: dict[Owner, dict[str, Running]] = {}
+        self._holders: dict[tuple[str, str], Owner] = {}
         self._listeners: list[Callable[[Owner], None]] = []
         self.volumes: set[Owner] = set()
         """The objects that have folders of their own."""
@@ -153,9 +154,9 @@ class MemoryBackend:
 
     async def apply(self, owner: Owner, workload: Workload) -> None:
         """Start it, start it anew, or replace its live files."""
-        others = {one.name for other in self._running if other != owner for one in self._workloads(other)}
-        if workload.name in others:
-            raise ValueError(f"another object has a workload {workload.name} already")
+        holder = self._holders.setdefault((owner.namespace, workload.name), owner)
+        if holder != owner:
+            raise ValueError(f"{holder.kind} {holder.name} has a workload {workload.name} already")
         mine = self._running.setdefault(owner, {})
         known = mine.get(workload.name)
         if known and (known.workload == workload or known.status.state in (State.SUCCEEDED, State.FAILED)):
@@ -174,6 +175,7 @@ class MemoryBackend:
     async def remove(self, owner: Owner, name: str) -> None:
         """Forget it."""
         if self._running.get(owner, {}).pop(name, None):
+            del self._holders[owner.namespace, name]
             self.changes.append(("remove", name))
             self._tell(owner)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmops_api.v1alpha1 import EmbeddingIndex, EmbeddingIndexStatus
 from llmops_operator.controllers.gathering import Look, as_written
 from llmops_operator.domain.decision import Decision, owner_of
@@ -14,7 +16,7 @@ def look(index: EmbeddingIndex, at: Look) -> Decision[EmbeddingIndexStatus]:
         IndexInput(
             index=index,
             now=at.now,
-            manifest=as_written(at.manifest),
+            manifest=partial(as_written, at.manifest),
             workloads=at.sources.backend.observe(owner_of(KIND, index.metadata)),
             records=at.sources.lineage.states(index.metadata.uid),
             timing=at.sources.timing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -28,7 +29,7 @@ def look(service: RagService, at: Look) -> Decision[RagServiceStatus]:
         ServiceInput(
             service=service,
             now=at.now,
-            manifest=as_written(at.manifest),
+            manifest=partial(as_written, at.manifest),
             workloads=at.sources.backend.observe(owner_of(KIND, service.metadata)),
             job=_job(store, job) if job else None,
             resolution=at.sources.lineage.resolve(key, adapter.model if adapter else None),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmops_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from llmops_operator.controllers.gathering import Look, as_written
 from llmops_operator.domain.decision import Decision, owner_of
@@ -14,7 +16,7 @@ def look(job: TrainingJob, at: Look) -> Decision[TrainingJobStatus]:
         TrainingInput(
             job=job,
             now=at.now,
-            manifest=as_written(at.manifest),
+            manifest=partial(as_written, at.manifest),
             workloads=at.sources.backend.observe(owner_of(KIND, job.metadata)),
             records=at.sources.lineage.states(job.metadata.uid),
             timing=at.sources.timing,

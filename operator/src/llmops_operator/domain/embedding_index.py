@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -37,11 +37,11 @@ On = EmbeddingIndexCondition
 
 @dataclass(frozen=True)
 class IndexInput:
-    """Everything that decides about an EmbeddingIndex. `manifest` is the object as the user wrote it, as YAML."""
+    """Everything that decides about an EmbeddingIndex. `manifest` writes the object as the user did, as YAML."""
 
     index: EmbeddingIndex
     now: datetime
-    manifest: str = ""
+    manifest: Callable[[], str] = str
     workloads: Mapping[str, WorkloadStatus] = field(default_factory=dict)
     records: RecordState = field(default_factory=RecordState)
     timing: Timing = field(default_factory=Timing)
@@ -320,7 +320,7 @@ def _recorded(
     record = IndexRecord(
         owner=owner_of(KIND, i.index.metadata),
         generation=i.index.metadata.generation,
-        manifest=i.manifest,
+        manifest=i.manifest(),
         version=status.version,
         sources=status.sources,
         embedding_uri=i.index.spec.embedding.model.uri,

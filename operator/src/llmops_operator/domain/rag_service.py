@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -50,12 +50,12 @@ On = RagServiceCondition
 @dataclass(frozen=True)
 class ServiceInput:
     """Everything that decides about a RagService. `job`, `resolution` and `indexes` are what it refers to, None where that is
-    not there; `manifest` is the object as the user wrote it, as YAML.
+    not there; `manifest` writes the object as the user did, as YAML.
     """
 
     service: RagService
     now: datetime
-    manifest: str = ""
+    manifest: Callable[[], str] = str
     workloads: Mapping[str, WorkloadStatus] = field(default_factory=dict)
     job: JobView | None = None
     resolution: Resolution | None = None
@@ -264,7 +264,7 @@ def _in_use(
     record = ServiceRecord(
         owner=owner_of(KIND, i.service.metadata),
         generation=i.service.metadata.generation,
-        manifest=i.manifest,
+        manifest=i.manifest(),
         revision=status.revision,
         model_name=status.model.name,
         model_uri=model.base.uri if model.base else None,

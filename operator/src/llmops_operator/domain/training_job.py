@@ -40,13 +40,13 @@ On = TrainingJobCondition
 
 @dataclass(frozen=True)
 class TrainingInput:
-    """Everything that decides about a TrainingJob. `manifest` is the object as the user wrote it, as YAML; `run_url` makes the
+    """Everything that decides about a TrainingJob. `manifest` writes the object as the user did, as YAML; `run_url` makes the
     address of a run from experiment and run id.
     """
 
     job: TrainingJob
     now: datetime
-    manifest: str = ""
+    manifest: Callable[[], str] = str
     workloads: Mapping[str, WorkloadStatus] = field(default_factory=dict)
     records: RecordState = field(default_factory=RecordState)
     timing: Timing = field(default_factory=Timing)
@@ -282,7 +282,7 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
             "progress": seen.progress if seen else None,
         }
     )
-    workload = trainer(i.job, tries.open.number, i.manifest, None if before is None else max(1, int(before)))
+    workload = trainer(i.job, tries.open.number, i.manifest(), None if before is None else max(1, int(before)))
     return _decision(
         i, status, aspects, events, keep=_logs_of(i, tries.attempts), workloads=(workload,), requeue_after=left
     )

@@ -146,8 +146,9 @@ def _tag(tag: str, value: str) -> str:
 
 
 def _find_run(client: MlflowClient, experiment: str, *wanted: str) -> Run | None:
+    """The whole run: a search leaves out its inputs and outputs."""
     runs = client.search_runs([experiment], " and ".join(wanted), run_view_type=ViewType.ACTIVE_ONLY, max_results=1)
-    return runs[0] if runs else None
+    return client.get_run(runs[0].info.run_id) if runs else None
 
 
 def _run(
@@ -228,14 +229,15 @@ def _model_of_uri(client: MlflowClient, experiment: str, uri: str, type_: ModelT
     if uri.startswith("mlflow://"):
         version = registered_version(client, uri.removeprefix("mlflow://"))
         return logged_model_id(version) if version else None
-    wanted = f"model_type = {_quoted(type_.value)} and {_tag(Tag.URI, uri)}"
+    tag = uri.replace("'", "%27")
+    wanted = f"model_type = {_quoted(type_.value)} and {_tag(Tag.URI, tag)}"
     if digest:
         wanted += f" and {_tag(DIGEST, digest)}"
     newest = [{"field_name": "creation_timestamp", "ascending": False}]
     known = client.search_logged_models([experiment], wanted, max_results=1, order_by=newest)
     if known:
         return str(known[0].model_id)
-    tags = {**EXTERNAL, Tag.URI.value: uri, **({DIGEST: digest} if digest else {})}
+    tags = {**EXTERNAL, Tag.URI.value: tag, **({DIGEST: digest} if digest else {})}
     name = _model_name(uri.split("://", 1)[-1].rstrip("/").rsplit("/", 1)[-1])
     model = client.create_logged_model(experiment, name=name, tags=tags, model_type=type_.value)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
