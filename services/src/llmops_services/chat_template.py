@@ -86,13 +86,19 @@ def render(tokenizer: Any, template: str, messages: Conversation, *, add_generat
 
 def _marked_chatml(tokenizer: Any, serving: str) -> str | None:
     """ChatML with markers, and with the system message that the model's own template puts where there is none."""
-    text = render(tokenizer, serving, [{"role": "user", "content": "?"}])
-    before, found, _ = (text or "").partition("<|im_start|>user\n?")
+    user = {"role": "user", "content": "?"}
+    text = render(tokenizer, serving, [user]) or ""
+    before, found, _ = text.partition("<|im_start|>user\n?")
     if not found:
         return None
-    default = f"{{% if messages[0]['role'] != 'system' %}}{{{{ {json.dumps(before)} }}}}{{% endif %}}" if before else ""
+    with_system = render(tokenizer, serving, [{"role": "system", "content": "!"}, user]) or ""
+    always = with_system.partition("<|im_start|>system\n!")[0]  # a token that begins every text
+    default = before.removeprefix(always)
+    start = f"{{{{ {json.dumps(always)} }}}}" if always else ""
+    if default:
+        start += f"{{% if messages[0]['role'] != 'system' %}}{{{{ {json.dumps(default)} }}}}{{% endif %}}"
     return (
-        f"{default}{{% for message in messages %}}"
+        f"{start}{{% for message in messages %}}"
         "{{ '<|im_start|>' + message['role'] + '\\n' }}"
         "{% if message['role'] == 'assistant' %}"
         "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"

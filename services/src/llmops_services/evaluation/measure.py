@@ -108,7 +108,7 @@ def _answers(
 ) -> Iterator[tuple[int, str]]:
     from transformers import GenerationConfig
 
-    greedy = GenerationConfig(
+    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id
     )
     for batch in _batches(examples, lambda example: len(example.prompt_ids) + MAX_NEW_TOKENS):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import shutil
-import tempfile
 import threading
 from collections import deque
-from pathlib import Path
-from typing import Any
 
 from llmops_api.lineage import DatasetContext
-from llmops_api.programs import ExitCode, TrainingConfig, TrainingResult
+from llmops_api.programs import TrainingConfig, TrainingResult
 from llmops_api.v1alpha1.meta import Progress
 from llmops_services.evaluation.scores import decimal_string
-from llmops_services.program import ProgressReporter, TryAgain, UserError, load_config
+from llmops_services.program import ProgressReporter, UserError, load_config
+from llmops_services.training.cluster import fit
 from llmops_services.training.data import read_examples
 from llmops_services.training.journal import Entry, JournalReader
 from llmops_services.training.progress import LOADING, REGISTERING, percent_of_job
@@ -40,12 +36,11 @@ def main(config_path: str) -> TrainingResult:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the tracker's own retries do not end that soon
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     tracker = Tracker(config, state, data)
-    tracker.start()
-    try:
-        finished = state.finished() or train(config, state, reporter)
-    except UserError:
-        _end_run(tracker)
-        raise
+    finished = state.finished()
+    if finished is None:
+        finished = train(config, state, reporter, tracker)
+    else:
+        tracker.start()
     reporter.report(Progress(doing=REGISTERING, percent=percent_of_job(REGISTERING, 0)))
     tracker.finish()
     result = _register(tracker, config, state, finished, data)
@@ -69,127 +64,24 @@ def check_data(config: TrainingConfig) -> tuple[DataFacts, ...]:
     return tuple(facts)
 
 
-def train(config: TrainingConfig, state: State, reporter: ProgressReporter) -> Finished:
-    """Train on Ray until the state folder says that only registering is left."""
+def train(config: TrainingConfig, state: State, reporter: ProgressReporter, tracker: Tracker) -> Finished:
+    """Train on Ray until the state folder says that only registering is left.
+
+    The tracker starts when Ray has: what it imports would keep Ray waiting.
+    """
     state.prune(config.spec.checkpoint.keep)
     relay = _Relay(state, reporter)
     relay.start()
     try:
-        _fit(config, state)
+        fit(config, state, tracker.start)
+    except UserError:
+        _end_run(tracker)
+        raise
     finally:
         relay.end()
     finished = state.finished()
     assert finished is not None, "a worker that ended well has written finished.json"
     return finished
-
-
-def _fit(config: TrainingConfig, state: State) -> None:
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from llmops_services.training.worker import OUT_OF_MEMORY, WorkerEnded, train_worker
-
-    compute = config.spec.compute
-    scratch = Path(tempfile.gettempdir()) / f"llmops-ray-{config.object.uid[:8] or 'job'}"
-    _start_ray(compute.workers, scratch)
-    try:
-        threads = _threads(config)
-        on_gpu = ray.cluster_resources().get("GPU", 0) >= compute.workers
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "config": config.dump(),
-                "state": str(state.folder),
-                "threads": threads,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=compute.workers, use_gpu=on_gpu, resources_per_worker={"CPU": threads}
-            ),
-            run_config=ray.train.RunConfig(
-                name=state.checkpoints.name,
-                storage_path=str(state.folder),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.spec.checkpoint.keep),
-            ),
-        )
-        trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        causes = list(error.worker_failures.values())
-        ended = next((end for cause in causes if (end := _find(cause, WorkerEnded))), None)
-        if ended is None:
-            if any(_find(cause, ray.exceptions.OutOfMemoryError) for cause in causes):
-                raise MemoryError(OUT_OF_MEMORY) from error
-            if any(_find(cause, ray.exceptions.RayActorError) for cause in causes):
-                raise TryAgain("WorkerLost", f"a training worker died: {str(causes[0]).splitlines()[0]}") from error
-            raise
-        if ended.code is ExitCode.USER_ERROR:
-            raise UserError(ended.reason, ended.message) from error
-        if ended.code is ExitCode.OUT_OF_MEMORY:
-            raise MemoryError(ended.message) from error
-        raise TryAgain(ended.reason, ended.message) from error
-    finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-_RAY_ENVIRONMENT = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # file URIs stay relative to where the program was started
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-def _start_ray(workers: int, scratch: Path) -> None:
-    """Connect to the cluster of `RAY_ADDRESS`, or start one for this job alone, with its files in `scratch`."""
-    import ray
-
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.WARNING)
-        return
-    for attempt in (1, 2):  # Ray gives its own processes 30 s to start, which a busy machine may not hold
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
-            ray.init(
-                include_dashboard=False,
-                num_cpus=max(os.cpu_count() or 1, workers),
-                object_store_memory=100 << 20,  # checkpoints go to the disk, and nothing else is exchanged
-                logging_level=logging.WARNING,
-                _temp_dir=str(scratch),
-                # processes that wait for work would each import Ray for nothing: the workers get ones of their own
-                _system_config={"prestart_worker_first_driver": False},
-            )
-        except Exception as error:
-            ray.shutdown()
-            log.warning("Ray did not start: %s", error)
-            if attempt == 2:
-                raise TryAgain("RayNotStarted", f"Ray did not start: {error}") from error
-        else:
-            return
-
-
-def _threads(config: TrainingConfig) -> int:
-    """CPUs of each worker: what the spec asks for, or else a fair share of this machine's."""
-    asked = config.spec.compute.resources.cpu
-    if asked is not None:
-        cores = float(asked[:-1]) / 1000 if asked.endswith("m") else float(asked)
-        return max(1, math.ceil(cores))
-    return max(1, (os.cpu_count() or 1) // config.spec.compute.workers)
-
-
-def _find(error: BaseException | None, kind: type[Any]) -> Any:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, kind):
-            return error
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
 
 
 class _Relay(threading.Thread):

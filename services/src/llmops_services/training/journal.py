@@ -36,9 +36,9 @@ class JournalWriter:
     """Appends. A line that a killed writer left half done is closed first, so that it spoils no other."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-        if self._file.tell():
-            self._file.write(b"\n")
+        self._path = path
+        if path.exists():
+            self._append(b"\n")
 
     def write(
         self,
@@ -60,7 +60,11 @@ class JournalWriter:
             metrics=metrics or {},
             time=int(time.time() * 1000),
         )
-        self._file.write(json.dumps(entry.dump()).encode() + b"\n")
+        self._append(json.dumps(entry.dump()).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            file.write(line)
 
 
 class JournalReader:

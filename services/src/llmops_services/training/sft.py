@@ -12,10 +12,11 @@ from typing import Any
 
 import ray.train
 import torch
-from datasets import Dataset
+from datasets import Dataset  # type: ignore[import-untyped]
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from llmops_api.v1alpha1.training_job import Precision, Scheduler, TrainingJobSpec
 from llmops_services.program import UserError
@@ -89,6 +90,7 @@ def sft_config(spec: TrainingJobSpec, output: Path) -> SFTConfig:
         gradient_checkpointing=not on_cpu,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
         save_strategy="steps",
         save_steps=spec.checkpoint.every_steps,
         logging_steps=1,

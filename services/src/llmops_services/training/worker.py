@@ -6,6 +6,7 @@ A worker raises `WorkerEnded` for the ends that have a meaning; the driver finds
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -41,11 +42,19 @@ class WorkerEnded(Exception):
 
 def train_worker(settings: dict[str, Any]) -> None:
     """Ray Train's function for each worker. `settings`: `config` (TrainingConfig as JSON types), `state` (folder), `threads`."""
+    import ray.train
     import torch
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)
     quiet_libraries()
+    if ray.train.get_context().get_world_size() == 1:
+        for name in (
+            "RANK",
+            "LOCAL_RANK",
+            "WORLD_SIZE",
+        ):  # or accelerate puts a single worker into DistributedDataParallel
+            os.environ.pop(name, None)
     torch.set_num_threads(settings["threads"])
     try:
         _Worker(TrainingConfig.model_validate(settings["config"]), State(Path(settings["state"]))).run()
@@ -69,11 +78,11 @@ OUT_OF_MEMORY = (
 
 def quiet_libraries() -> None:
     """No progress bars and no chatter from transformers in the log."""
-    from datasets.utils.logging import disable_progress_bar
+    from datasets.utils.logging import disable_progress_bar  # type: ignore[import-untyped]
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     disable_progress_bar()
 
 

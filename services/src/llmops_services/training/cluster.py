@@ -1,0 +1,151 @@
+"""Ray around the workers: a cluster of the job's own or a given one, Ray Train's run, and what its errors mean."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmops_api.programs import ExitCode, TrainingConfig
+from llmops_services.program import TryAgain, UserError
+from llmops_services.training.state import State
+
+log = logging.getLogger(__name__)
+
+_RAY_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # file URIs stay relative to where the program was started
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; the control plane starts the next attempt
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it makes what dill captures come out in the log
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def fit(config: TrainingConfig, state: State, started: Callable[[], None]) -> None:
+    """Run the workers until they are done; `started` is called when Ray is up. Raises `UserError`, `TryAgain` or `MemoryError` as they ended."""
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from llmops_services.training.worker import OUT_OF_MEMORY, WorkerEnded, train_worker
+
+    compute = config.spec.compute
+    scratch = ray_folder(state)
+    _start_ray(compute.workers, scratch)
+    try:
+        started()
+        threads = _threads(config)
+        on_gpu = ray.cluster_resources().get("GPU", 0) >= compute.workers  # type: ignore[no-untyped-call]
+        trainer = (TorchTrainer if "RAY_ADDRESS" in os.environ else lean(TorchTrainer))(
+            train_worker,
+            train_loop_config={
+                "config": config.dump(),
+                "state": str(state.folder),
+                "threads": threads,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=compute.workers, use_gpu=on_gpu, resources_per_worker={"CPU": threads}
+            ),
+            run_config=ray.train.RunConfig(
+                name=state.checkpoints.name,
+                storage_path=str(state.folder),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.spec.checkpoint.keep),
+            ),
+        )
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        causes = list(error.worker_failures.values())
+        ended = next((end for cause in causes if (end := _find(cause, WorkerEnded))), None)
+        if ended is None:
+            if any(_find(cause, ray.exceptions.OutOfMemoryError) for cause in causes):
+                raise MemoryError(OUT_OF_MEMORY) from error
+            if any(_find(cause, ray.exceptions.RayActorError) for cause in causes):
+                raise TryAgain("WorkerLost", f"a training worker died: {str(causes[0]).splitlines()[0]}") from error
+            raise
+        if ended.code is ExitCode.USER_ERROR:
+            raise UserError(ended.reason, ended.message) from error
+        if ended.code is ExitCode.OUT_OF_MEMORY:
+            raise MemoryError(ended.message) from error
+        raise TryAgain(ended.reason, ended.message) from error
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def ray_folder(state: State) -> Path:
+    """Where the job's own Ray keeps its sockets and logs: always the same for a job, so that a killed attempt's are found, and
+    short, for a socket's path holds 107 characters.
+    """
+    return Path(tempfile.gettempdir()) / f"llmops-ray-{hashlib.sha256(str(state.folder).encode()).hexdigest()[:10]}"
+
+
+def lean(trainer: Any) -> Any:
+    """A Ray trainer without two of the processes that Ray starts for each training, which cost a laptop ten seconds: the one
+    that frees what a dead controller had reserved (our cluster dies with the driver) and the one for Ray Data (not used here).
+    """
+
+    class Lean(trainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            spared = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in spared]
+
+    return Lean
+
+
+def _start_ray(workers: int, scratch: Path) -> None:
+    """Connect to the cluster of `RAY_ADDRESS`, or start one for this job alone, with its files in `scratch`."""
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.WARNING)
+        return
+    for attempt in (1, 2):  # Ray gives its own processes 30 s to start, which a busy machine may not hold
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            ray.init(
+                include_dashboard=False,
+                num_cpus=max(os.cpu_count() or 1, workers),
+                object_store_memory=100 << 20,  # checkpoints go to the disk, and nothing else is exchanged
+                logging_level=logging.WARNING,
+                _temp_dir=str(scratch),
+                # processes that wait for work would each import Ray for nothing: the workers get ones of their own
+                _system_config={"prestart_worker_first_driver": False},
+            )
+        except Exception as error:
+            ray.shutdown()
+            log.warning("Ray did not start: %s", error)
+            if attempt == 2:
+                raise TryAgain("RayNotStarted", f"Ray did not start: {error}") from error
+        else:
+            return
+
+
+def _threads(config: TrainingConfig) -> int:
+    """CPUs of each worker: what the spec asks for, or else a fair share of this machine's."""
+    asked = config.spec.compute.resources.cpu
+    if asked is not None:
+        cores = float(asked[:-1]) / 1000 if asked.endswith("m") else float(asked)
+        return max(1, math.ceil(cores))
+    return max(1, (os.cpu_count() or 1) // config.spec.compute.workers)
+
+
+def _find(error: BaseException | None, kind: type[Any]) -> Any:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kind):
+            return error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
