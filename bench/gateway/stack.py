@@ -160,7 +160,7 @@ def gateway(folder: Path, config: Json, *, wait: bool = True, **env: str) -> Ite
     log = _new_log(folder, "gateway")
     path = log.with_suffix(".json")
     path.write_text(json.dumps(config), encoding="utf-8")
-    env = {"OMP_NUM_THREADS": "2", **env, "LLMOPS_HOST": "127.0.0.1", "LLMOPS_PORT": "0"}
+    env = {**env, "LLMOPS_HOST": "127.0.0.1", "LLMOPS_PORT": "0"}
     with process([sys.executable, "-m", "llmops_services.gateway", str(path)], log, env, folder) as started:
         running = Gateway(printed(started, r"gateway: (http://\S+)"), started.process, log, path)
         if wait:
