@@ -191,6 +191,19 @@ def test_a_manifest_with_a_hundred_faults_names_the_first_few() -> None:
     assert found.message.count("is required") == 5
 
 
+def test_what_another_version_wrote_into_a_status_is_no_reason_to_refuse_the_object() -> None:
+    status = {"phase": "Ready", "indexes": [{"name": "a", "collection": "b", "shards": 3}], "weather": {"sky": "blue"}}
+    found = parse(manifest(model=BASE) | {"status": status})
+    assert not isinstance(found, Invalid)
+    assert found.status.phase == "Ready"
+    assert found.status.dump()["indexes"] == [{"name": "a", "collection": "b"}]
+
+
+def test_a_status_of_the_wrong_shape_is_refused() -> None:
+    found = parse(manifest(model=BASE) | {"status": {"weather": 1, "phase": 7}})
+    assert found == Invalid("status.phase: Input should be a valid string")
+
+
 def test_now_is_a_time_that_can_be_read() -> None:
     now = datetime.now(UTC)
     assert abs(seconds_since(timestamp(now), now)) < 0.001

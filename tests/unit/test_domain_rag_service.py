@@ -359,7 +359,7 @@ def test_an_edit_of_the_prompt_does_not_touch_the_engine() -> None:
 
 
 LINEAGE: dict[str, tuple[RecordState, tuple[str, str], str | None, bool]] = {
-    "waiting": (RecordState(), ("False", "Recording"), None, True),
+    "waiting": (RecordState(), ("Unknown", "Recording"), None, True),
     "away": (RecordState(by_key={WANTED: Unrecorded("refused", "noon")}), ("False", "MLflowUnavailable"), None, True),
     "written": (
         RecordState(by_key={WANTED: Recorded("run-1", "http://run-1", "m-1")}),

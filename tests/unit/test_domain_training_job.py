@@ -253,7 +253,7 @@ def test_a_job_that_is_being_deleted_leaves_nothing_behind() -> None:
 
 
 LINEAGE: dict[str, tuple[RecordState, tuple[str, str], bool]] = {
-    "waiting": (RecordState(), ("False", "Recording"), True),
+    "waiting": (RecordState(), ("Unknown", "Recording"), True),
     "away": (RecordState(by_key={"end:FAILED": Unrecorded("refused", "noon")}), ("False", "MLflowUnavailable"), True),
     "written": (RecordState(by_key={"end:FAILED": Recorded("run-9", "http://run-9")}), ("True", "Recorded"), False),
     "no run was begun": (RecordState(by_key={"end:FAILED": Recorded(None)}), ("True", "Recorded"), False),

@@ -10,7 +10,6 @@ from pydantic import Field
 from llmops_api.v1alpha1.embedding_index import BY_NAME
 from llmops_api.v1alpha1.meta import (
     API_VERSION,
-    Attempt,
     Conditions,
     DecimalString,
     Line,
@@ -239,7 +238,6 @@ class RagServiceStatus(Model):
     replicas: int = 0
     ready_replicas: int = 0
     progress: Progress | None = None
-    attempts: Annotated[tuple[Attempt, ...], Field(max_length=16)] = ()
     run_id: str | None = None
     run_url: str | None = None
     mlflow_model_id: str | None = None

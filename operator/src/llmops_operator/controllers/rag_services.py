@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from llmops_api.v1alpha1 import EmbeddingIndexStatus, RagService, RagServiceStatus, TrainingJobStatus
 from llmops_operator.controllers.gathering import Look, as_written
 from llmops_operator.controllers.ports import Key, Manifest, Store
+from llmops_operator.domain.admission import tolerant
 from llmops_operator.domain.decision import Decision, owner_of
 from llmops_operator.domain.rag_service import KIND, ServiceInput, decide
 from llmops_operator.domain.serving import IndexView, JobView
@@ -73,6 +74,6 @@ def _deleting(manifest: Manifest) -> bool:
 def _status(manifest: Manifest, type_: type[S]) -> S:
     """The status of another object; one that cannot be read counts as none, its own controller says what is wrong with it."""
     try:
-        return type_.model_validate(manifest.get("status") or {})
+        return tolerant(type_, manifest.get("status") or {})
     except ValidationError:
         return type_()

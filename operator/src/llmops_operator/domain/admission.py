@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import getitem
+from typing import Any, TypeVar, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llmops_api.v1alpha1 import KINDS, EmbeddingIndex, RagService, TrainingJob
 
 ApiObject = TrainingJob | EmbeddingIndex | RagService
 MAX_PROBLEMS = 5
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,29 @@ class Invalid:
 
 
 def parse(manifest: Mapping[str, Any]) -> ApiObject | Invalid:
-    """The object that a manifest with a known `kind` says."""
+    """The object that a manifest with a known `kind` says. Its status may be of another version of the API."""
     try:
-        return KINDS[manifest["kind"]].model_validate(manifest)
+        return tolerant(KINDS[manifest["kind"]], manifest, "status")
     except ValidationError as error:
         return Invalid("; ".join(_problem(detail) for detail in error.errors()[:MAX_PROBLEMS]))
+
+
+def tolerant(model: type[M], value: Mapping[str, Any], *at: str) -> M:
+    """The model that a mapping says, but for fields below `at` that the model does not know: another version wrote those.
+
+    Raises `ValidationError` for whatever else is wrong.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+        unknown = [loc for loc in found if loc[: len(at)] == at]
+        if not unknown:
+            raise
+    known = copy.deepcopy(dict(value))
+    for *parents, last in unknown:
+        del reduce(getitem, parents, cast("Any", known))[last]
+    return tolerant(model, known, *at)
 
 
 def _problem(detail: ErrorDetails) -> str:

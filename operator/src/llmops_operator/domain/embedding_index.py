@@ -22,7 +22,7 @@ from llmops_operator.domain.conditions import Aspect, carried, fails, find, hold
 from llmops_operator.domain.decision import Decision, Event, normal, object_id, owner_of, transitions, warning, without
 from llmops_operator.domain.files import CACHE, STATE, config_file, program
 from llmops_operator.domain.fingerprint import workload_name
-from llmops_operator.domain.lineage import IndexRecord, Recorded, RecordState, lineage_aspect
+from llmops_operator.domain.lineage import RECORDING, IndexRecord, Recorded, RecordState, lineage_aspect
 from llmops_operator.domain.timing import Timing, parse_timestamp, seconds_since, timestamp
 from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
 
@@ -216,7 +216,7 @@ def _taken(i: IndexInput, result: IndexingResult) -> tuple[EmbeddingIndexStatus,
     else:
         aspects[On.GATE_PASSED] = fails("GateNotPassed", result.gate_message)
     if moved:
-        aspects[On.LINEAGE_RECORDED] = waits("Recording", "waits to be written to MLflow")
+        aspects[On.LINEAGE_RECORDED] = RECORDING
     return status, aspects
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from llmops_api.v1alpha1.embedding_index import IndexVersion, SourceDigest
-from llmops_operator.domain.conditions import Aspect, fails, holds, unknown, waits
+from llmops_operator.domain.conditions import Aspect, fails, holds, unknown
 from llmops_operator.domain.workload import Owner
 
 
@@ -102,6 +102,9 @@ class RecordState:
         return self.by_key.get(key)
 
 
+RECORDING = unknown("Recording", "waits to be written to MLflow")
+
+
 def lineage_aspect(records: RecordState, key: str) -> Aspect:
     """What the condition LineageRecorded says about a record that is not yet known to be written."""
     if not records.enabled:
@@ -113,7 +116,7 @@ def lineage_aspect(records: RecordState, key: str) -> Aspect:
             message = f"MLflow has not taken it since {since}: {error}; it is tried again until it does"
             return fails("MLflowUnavailable", message)
         case None:
-            return waits("Recording", "waits to be written to MLflow")
+            return RECORDING
 
 
 @dataclass(frozen=True)
