@@ -100,7 +100,9 @@ def _reason(body: bytes, response: httpx.Response) -> str:
 
 def source_line(citation: Mapping[str, Any]) -> str:
     """A numbered source: document, section and lines."""
-    parts = [str(citation[name]) for name in ("title", "section") if citation.get(name)]
+    title, section = str(citation.get("title") or ""), str(citation.get("section") or "")
+    # A section is a path of headings, and the first heading of many documents is their title.
+    parts = [section] if title and section.split(" > ")[0] == title else [part for part in (title, section) if part]
     first, last = (citation.get("lines") or (None, None))[:2]
     lines = "" if first is None else f", line {first}" if first == last else f", lines {first}-{last}"
     return f"[{citation.get('n')}] {' > '.join(parts)}{lines} ({citation.get('path') or citation.get('uri')})"

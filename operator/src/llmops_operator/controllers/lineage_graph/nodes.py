@@ -104,7 +104,7 @@ def documents_of(trace: Trace) -> Iterator[tuple[Node, str]]:
         uri, lines = place
         citation = cited.get(place, {})
         facts = {
-            "title": " > ".join(str(part) for part in (citation.get("title"), citation.get("section")) if part),
+            "title": _heading(str(citation.get("title") or ""), str(citation.get("section") or "")),
             "lines": lines,
             "cited": f"[{citation['n']}]" if "n" in citation else "",
         }
@@ -113,6 +113,11 @@ def documents_of(trace: Trace) -> Iterator[tuple[Node, str]]:
             _node(f"document/{uri}#{lines}", "document", name, facts),
             str({**found.get(place, {}), **citation}.get("index")),
         )
+
+
+def _heading(title: str, section: str) -> str:
+    """Title and section; a section is a path of headings that often begins with the title."""
+    return section if title and section.split(" > ")[0] == title else " > ".join(filter(None, (title, section)))
 
 
 def context_of(tags: Iterable[Any] | None) -> str:
