@@ -57,7 +57,7 @@ class Server:
         log = (self.home / "log").open("ab")
         self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=self.home)
         log.close()
-        end = time.monotonic() + 90
+        end = time.monotonic() + 180
         while time.monotonic() < end:
             assert self.process.poll() is None, (self.home / "log").read_text()
             try:
@@ -99,7 +99,7 @@ class News:
         self.told.append(key)
         self.arrived.set()
 
-    async def until(self, holds: Callable[[], bool], seconds: float = 60) -> None:
+    async def until(self, holds: Callable[[], bool], seconds: float = 120) -> None:
         async with asyncio.timeout(seconds):
             while not holds():
                 self.arrived.clear()
