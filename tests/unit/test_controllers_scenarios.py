@@ -476,7 +476,8 @@ async def test_a_crash_at_any_call_ends_in_the_same_state_with_nothing_started_t
     assert calls > 30
     assert starts == ["assistant-train-1", "assistant-train-2", "chat-engine", "chat-gateway", "handbook-sync-1"]
     for at in range(1, calls + 1):
-        other_end, other_starts, _ = await _end_of_story(at, after=after)
+        other_end, other_starts, made = await _end_of_story(at, after=after)
+        assert made > at, f"call {at} was never made"
         assert other_starts == starts, f"crash at call {at}"
         assert other_end == end, f"crash at call {at}"
 
