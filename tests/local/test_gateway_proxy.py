@@ -91,12 +91,6 @@ def test_the_openai_package_works_unchanged(gateway: stack.Gateway, engine: stac
     assert "authorization: Bearer s3cret" in engine.stats()["last_head"]
 
 
-def test_tokens_arrive_one_by_one(gateway: stack.Gateway) -> None:
-    with client(gateway) as ai:
-        times = [time.monotonic() for _ in ai.chat.completions.create(model="chat", messages=QUESTION, stream=True)]
-    assert times[-1] - times[0] > 0.02, "8 tokens, 5 ms apart"
-
-
 def test_everything_but_rag_reaches_the_engine_as_it_was_sent(echo_gateway: stack.Gateway) -> None:
     sent = {
         "model": "chat", "messages": QUESTION, "temperature": 0.3, "max_tokens": 7, "n": 2, "logprobs": True, "seed": 5,
@@ -177,7 +171,9 @@ def test_a_client_that_goes_away_ends_the_generation(folder: Path) -> None:
                     b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
                 )
                 if stream:
-                    connection.recv(4096)
+                    while b"tok0" not in connection.recv(4096):
+                        pass
+                    assert engine.stats()["streams_open"] == 1, "the first token is here long before the last"
                 else:
                     _until(lambda before=before: engine.stats()["requests"] > before["requests"])
             _until(lambda before=before: engine.stats()["aborted"] == before["aborted"] + 1)

@@ -7,26 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from llmops_services.gateway import traces
+from llmops_services.gateway.answers import Exchange, own_answer, own_events
 from llmops_services.gateway.asgi import JSON, ClientGone, WhileConnected, header, read_body, reply
-from llmops_services.gateway.attribution import Attribution
-from llmops_services.gateway.citations import Citer
 from llmops_services.gateway.cited_stream import DONE, CitedStream, encode
 from llmops_services.gateway.engines import Reply, ask
 from llmops_services.gateway.errors import ApiError, bad_request, timed_out
 from llmops_services.gateway.exchange import EngineLost
 from llmops_services.gateway.limits import LIMITS, Limits
 from llmops_services.gateway.live import Live, Revision
-from llmops_services.gateway.lookup import Source
 from llmops_services.gateway.metrics import Metrics
 from llmops_services.gateway.prompting import (
     build,
@@ -46,64 +41,6 @@ ROUTE = "/v1/chat/completions"
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 CLOSED_BY_CLIENT = 499
 """The code that answers to clients who went away are counted under (nginx's)."""
-
-
-@dataclass
-class Exchange:
-    """One request on its way: what the later steps need of the earlier ones."""
-
-    revision: Revision
-    chat: ChatRequest
-    send: Send
-    began: float
-    trace: TraceRecord | None
-    traceparent: bytes | None
-    sources: tuple[Source, ...] = ()
-    started: bool = False
-    """Whether the status line has been sent."""
-
-    def headers(self, content: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-        """The headers of the answer."""
-        headers = [content, (b"x-llmops-revision", self.revision.config.revision.encode("latin-1", "replace"))]
-        if self.trace is not None:
-            headers.append((b"x-llmops-trace-id", self.trace.public_id.encode()))
-        return headers
-
-    def about(self) -> dict[str, Any]:
-        """The `llmops` object of an answer."""
-        return {
-            "revision": self.revision.config.revision,
-            "model": self.revision.config.model,
-            "collections": self.revision.lookup.collections(),
-            "traceId": self.trace.public_id if self.trace is not None else None,
-            "retrieved": len(self.sources),
-        }
-
-    def citer(self) -> Callable[[], Citer]:
-        """Makes citers that share one look at the sources."""
-        attribution = Attribution([source.block() for source in self.sources])
-        return lambda: Citer(len(self.sources), attribution.best)
-
-    def closing(self, citers: Mapping[int, Citer]) -> dict[str, Any]:
-        """What the reply, or the last event of a stream, carries beside: the citations of the first choice and `llmops`; with
-        more than one choice also `citationsByChoice`.
-        """
-        lists = {index: citations(citer, self.sources) for index, citer in sorted(citers.items())}
-        first = lists.get(0, [])
-        if self.trace is not None:
-            self.trace.citations = tuple(first)
-        closing: dict[str, Any] = {"citations": first, "llmops": self.about()}
-        if len(lists) > 1:
-            closing["citationsByChoice"] = {str(index): found for index, found in lists.items()}
-        return closing
-
-
-def citations(citer: Citer, sources: tuple[Source, ...]) -> list[dict[str, Any]]:
-    """The cited sources in the order of their numbers in the answer."""
-    return [
-        {"n": n, **sources[number - 1].citation(), "attribution": by.value}
-        for n, (number, by) in enumerate(citer.used.items(), 1)
-    ]
 
 
 class Chat:
@@ -350,39 +287,12 @@ class Chat:
         """An answer of the gateway itself."""
         if exchange.trace is not None:
             exchange.trace.answer, exchange.trace.finish_reason = text, "stop"
-        common = {
-            "id": f"chatcmpl-{secrets.token_hex(16)}",
-            "created": int(time.time()),
-            "model": exchange.revision.config.model,
-        }
-        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         if not exchange.chat.stream:
-            choice = {
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-            body = {**common, "object": "chat.completion", "choices": [choice], "usage": usage, **exchange.closing({})}
-            await reply(exchange.send, 200, orjson.dumps(body), exchange.headers(JSON))
+            await reply(exchange.send, 200, orjson.dumps(own_answer(exchange, text)), exchange.headers(JSON))
             return 200
         await self._start(exchange)
-        options = exchange.chat.body.get("stream_options")
-        with_usage = isinstance(options, dict) and options.get("include_usage")
-        deltas: tuple[dict[str, str], ...] = ({"role": "assistant", "content": ""}, {"content": text}, {})
-        events: list[dict[str, Any]] = [
-            {
-                **common,
-                "object": "chat.completion.chunk",
-                "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None if delta else "stop"}],
-            }
-            for delta in deltas
-        ]
-        if with_usage:
-            events.append({**common, "object": "chat.completion.chunk", "choices": [], "usage": usage})
-        events[-1].update(exchange.closing({}))
-        body_bytes = b"".join(map(encode, events)) + DONE
-        await exchange.send({"type": "http.response.body", "body": body_bytes})
+        events = b"".join(map(encode, own_events(exchange, text)))
+        await exchange.send({"type": "http.response.body", "body": events + DONE})
         return 200
 
     @staticmethod
