@@ -7,8 +7,9 @@ result model of this module, or `Failure`. Both files are small JSON objects, wr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -180,6 +181,5 @@ class GatewayReport(Model):
     revision: str = ""
     model: str = ""
     """The name that the engines are really asked for at the moment."""
-    indexes: dict[str, str] = {}
+    indexes: Mapping[str, str] = {}
     """The collection that is really searched, by the name of the index."""
-    kind: Literal["GatewayReport"] = "GatewayReport"

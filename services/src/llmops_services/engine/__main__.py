@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -61,7 +62,7 @@ async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, ran
         loop.add_signal_handler(number, stop.set)
     env = environment(os.environ, adapters=config.adapters, on_gpu=on_gpu)
     process = await asyncio.create_subprocess_exec(*command, env=env)
-    tasks = [asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())]
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())]
     if config.adapters:
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 compared, not bound
         tasks.append(asyncio.create_task(_keep_adapters(url, adapters_path, max_lora_rank(rank))))

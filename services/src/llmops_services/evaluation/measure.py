@@ -10,7 +10,7 @@ from llmops_services.evaluation.scores import Measured, token_f1
 
 MAX_NEW_TOKENS = 48
 """Generated answers are cut here: enough for the short answers that a word overlap can judge."""
-MAX_GENERATED = 32
+MAX_GENERATED = 16
 """Answers are generated for at most this many examples of a set, evenly spaced over it; the loss is measured on all."""
 BATCH_TOKENS = 4096
 """Tokens, padding included, that go through the model at once."""

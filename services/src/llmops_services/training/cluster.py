@@ -22,6 +22,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray lets its workers wait for everything else on the machine; here they are the work
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # file URIs stay relative to where the program was started
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; the control plane starts the next attempt

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llmops_api import v1alpha1
-from llmops_api.v1alpha1 import API_VERSION, KINDS, EmbeddingIndex, RagService, TrainingJob, TrainingJobSpec
+from llmops_api.v1alpha1 import API_VERSION, KINDS, EmbeddingIndex, RagService, TrainingJob
+from llmops_api.v1alpha1.training_job import immutable_changes
 
 Resource = TrainingJob | EmbeddingIndex | RagService
 
@@ -70,28 +70,8 @@ def refuse_changes(old: Resource, new: Resource) -> None:
     """Raise `Refused` when `new` changes what may not be changed in `old`."""
     if not (isinstance(old, TrainingJob) and isinstance(new, TrainingJob)):
         return
-    changed = _immutable_changes(old.spec, new.spec)
-    if changed:
-        raise Refused(
-            f"TrainingJob {new.metadata.namespace}/{new.metadata.name}",
-            [
-                Fault(
-                    ("spec",),
-                    f"{', '.join(changed)} cannot be changed, because that would be another run: "
-                    "apply it under another metadata.name, or delete this one first",
-                )
-            ],
-        )
-
-
-def _immutable_changes(old: TrainingJobSpec, new: TrainingJobSpec) -> list[str]:
-    shared = getattr(v1alpha1, "immutable_changes", None)
-    if shared is not None:
-        return [str(field) for field in shared(old, new)]
-    before, after = old.dump(), new.dump()
-    return [
-        key for key in sorted(before.keys() | after.keys()) if key != "suspend" and before.get(key) != after.get(key)
-    ]
+    if message := immutable_changes(old.spec, new.spec):
+        raise Refused(f"TrainingJob {new.metadata.namespace}/{new.metadata.name}", [Fault(("spec",), message)])
 
 
 def _subject(manifest: Mapping[str, Any]) -> str:

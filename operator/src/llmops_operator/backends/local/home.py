@@ -54,8 +54,8 @@ class Home:
 
     @property
     def cache(self) -> Path:
-        """Shared by all programs, for models; may be emptied while nothing runs."""
-        return self.root / "cache"
+        """Shared by all programs, for models; may be emptied while nothing runs. `LLMOPS_CACHE_DIR` names another, for several homes."""
+        return Path(os.environ.get("LLMOPS_CACHE_DIR") or self.root / "cache").absolute()
 
     @property
     def mlflow(self) -> Path:
