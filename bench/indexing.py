@@ -12,7 +12,6 @@ model (what embeds does not matter where nothing is embedded), then synchronised
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -134,18 +133,16 @@ def against_a_bare_loop(folder: Path, store: StoreProcess, copies: int, rounds: 
 
 def unchanged(folder: Path, store: StoreProcess, documents: int) -> None:
     """Print the second table."""
-    place = importlib.util.spec_from_file_location("tiny_models", REPOSITORY / "tests" / "tiny_models.py")
-    assert place is not None
-    assert place.loader is not None
-    tiny_models = importlib.util.module_from_spec(place)
-    place.loader.exec_module(tiny_models)
-    model = tiny_models.make_tiny_embedding_model(folder / "tiny-model")
+    model = folder / "tiny-model"
+    # in a process of its own: this one stays small, for a child's peak memory begins with its parent's
+    make = "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, tiny_models; tiny_models.make_tiny_embedding_model(pathlib.Path(sys.argv[2]))"
+    timed([sys.executable, "-c", make, str(REPOSITORY / "tests"), str(model)], {})
     words = random.Random(7)
     corpus = folder / "corpus"
     for number in range(documents):
         path = corpus / f"{number % 100:02}" / f"{number}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sections = (" ".join(words.choices(("leave", "travel", "router", "backup", "budget"), k=60)) for _ in range(3))
+        sections = (" ".join(words.choices(("leave", "travel", "router", "backup", "budget"), k=20)) for _ in range(3))
         path.write_text(
             f"# Document {number}\n" + "".join(f"\n## Part {n}\n\n{text}\n" for n, text in enumerate(sections))
         )
@@ -168,7 +165,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of both sides (default 3)")
     parser.add_argument("--documents", type=int, default=10_000, help="of the unchanged corpus (default 10000)")
     options = parser.parse_args()
-    print(f"{os.cpu_count()} cores; load average at the start {os.getloadavg()[0]:.1f}")
+    print(f"{os.cpu_count()} cores; load average at the start {os.getloadavg()[0]:.1f}", flush=True)
     with tempfile.TemporaryDirectory() as name, StoreProcess(Path(name) / "store") as store:
         against_a_bare_loop(Path(name), store, options.copies, options.rounds)
         unchanged(Path(name), store, options.documents)
