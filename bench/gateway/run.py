@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -396,6 +397,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=LINES, help="this line alone; repeatable")
     parser.add_argument("--quick", action="store_true", help="less of everything")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes are ended then, too
     load.more_files()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder, ExitStack() as processes:
