@@ -109,7 +109,7 @@ def test_all_faults_of_a_manifest_are_told_at_once(store):
 def test_of_a_training_job_only_suspend_may_be_changed(store):
     store.apply(job())
     assert store.apply(job(suspend=True)) == "configured"
-    with pytest.raises(Refused, match="hyperparameters.*create another TrainingJob"):
+    with pytest.raises(Refused, match=r"hyperparameters.*create another TrainingJob"):
         store.apply(job(hyperparameters={"maxSteps": 11}))
     assert store.get(("TrainingJob", "default", "assistant"))["spec"]["hyperparameters"] == {"maxSteps": 10}
 
