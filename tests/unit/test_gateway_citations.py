@@ -128,3 +128,19 @@ def test_no_more_is_held_back_than_the_next_character_may_change() -> None:
 def test_the_model_s_own_mark_outranks_the_overlap() -> None:
     _, used = cite("Employees in Norway receive 25 days of annual leave. So it is [2].")
     assert used == {2: MODEL}
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "shown"),
+    [
+        ("How many days of annual leave do employees in Norway get?", "25 days.", "25 days [1]."),
+        ("How many days of annual leave do employees in Norway get?", "1. 25 days.", "1. 25 days [1]."),
+        ("How many days of annual leave do employees in Norway get?", "26 days.", "26 days."),
+        ("What is the capital of France?", "25 days.", "25 days."),
+        ("", "25 days.", "25 days."),
+    ],
+)
+def test_a_short_answer_is_attributed_together_with_its_question(question: str, said: str, shown: str) -> None:
+    citer = Citer(3, Attribution(SOURCES, question).best)
+    assert citer.feed(said) + citer.finish() == shown
+    assert list(citer.used) == ([2] if "[1]" in shown else [])

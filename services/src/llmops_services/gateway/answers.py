@@ -30,6 +30,8 @@ class Exchange:
     began: float
     trace: TraceRecord | None
     traceparent: bytes | None
+    query: str = ""
+    """What the sources were looked up with."""
     sources: tuple[Source, ...] = ()
     started: bool = False
     """Whether the status line has been sent."""
@@ -53,7 +55,7 @@ class Exchange:
 
     def citer(self) -> Callable[[], Citer]:
         """Makes citers that share one look at the sources."""
-        attribution = Attribution([source.block() for source in self.sources])
+        attribution = Attribution([source.block() for source in self.sources], self.query)
         return lambda: Citer(len(self.sources), attribution.best)
 
     def closing(self, citers: Mapping[int, Citer]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ Small models often state a fact from a source and forget to write its number. A 
 - every number and every name of the sentence (a word with a capital that does not begin it) stands in the source:
   near-duplicates by year or region differ in little else.
 
+An answer of fewer content words, like "15 minutes.", says the rest of its sentence in the question: all its words have to stand
+in the source, and the question's words count as shared.
+
 Of several such sources the one wins whose shared words are rarest among the sources, the earlier one on a tie. Content words
 are words of at least three letters that are not stop words, cut to six letters, a crude stemmer that works for most European
 languages. A sentence that says what the sources lack is given to none.
@@ -23,6 +26,7 @@ MIN_SHARE = 0.6
 STEM = 6
 
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]{3,}")
+_ENUMERATOR = re.compile(r"^\s*\d{1,2}[.)]\s")
 _LACKING = re.compile(
     r"\b(?:sources?|documents?|context|information)\b.*\b(?:not|no|n't|nothing)\b|\b(?:not|no|nothing)\b.*\b(?:sources?|documents?|context)\b",
     re.IGNORECASE,
@@ -60,15 +64,18 @@ def content_words(text: str) -> tuple[frozenset[str], frozenset[str]]:
 class Attribution:
     """Finds the supporting source among the texts of the sources in the prompt (with their titles and headings)."""
 
-    def __init__(self, sources: Sequence[str]) -> None:
+    def __init__(self, sources: Sequence[str], question: str = "") -> None:
         self._texts = sources
+        self._question = question
         self._words: list[frozenset[str]] | None = None
 
     def best(self, sentence: str) -> int | None:
         """The position of the source that supports the sentence best; None when no source passes the thresholds."""
-        words, particular = content_words(sentence)
-        if len(words) < MIN_SHARED or _LACKING.search(sentence):
+        words, particular = content_words(_ENUMERATOR.sub("", sentence))
+        if not words or _LACKING.search(sentence):
             return None
+        if len(words) < MIN_SHARED:
+            words, particular = words | content_words(self._question)[0], words
         if self._words is None:
             self._words = [content_words(text)[0] for text in self._texts]
         best, best_score = None, 0.0

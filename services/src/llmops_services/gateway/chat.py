@@ -152,7 +152,7 @@ class Chat:
         """Put the sources that go into the prompt into the exchange."""
         config, chat, trace = exchange.revision.config, exchange.chat, exchange.trace
         wish = options.over(config.retrieval)
-        query = search_text(chat.messages, question)
+        query = exchange.query = search_text(chat.messages, question)
         began, began_ns = time.perf_counter(), traces.now_ns()
         found = await exchange.revision.lookup.find(
             query, mode=wish.mode, candidates=wish.candidates, where=wish.where, names=wish.names
