@@ -237,7 +237,7 @@ def test_examples_are_one_turn_of_user_and_assistant(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("train.jsonl", 220), ("eval-domain.jsonl", 24), ("eval-general.jsonl", 42)]
+    ("name", "least"), [("train.jsonl", 200), ("eval-domain.jsonl", 24), ("eval-general.jsonl", 42)]
 )
 def test_there_are_enough_examples_and_none_twice(name: str, least: int) -> None:
     users = [normalised(user) for user, _ in pairs(name)]
@@ -245,11 +245,12 @@ def test_there_are_enough_examples_and_none_twice(name: str, least: int) -> None
     assert len(set(users)) == len(users)
 
 
-def test_two_thirds_of_the_training_data_are_in_the_retrieval_form() -> None:
+def test_most_training_data_are_in_the_retrieval_form_and_few_of_them_refuse() -> None:
+    """A model of 135 M parameters that is shown more refusals refuses what it could answer; minScore is there for the rest."""
     shown = [(sources_of(user), answer) for user, answer in pairs("train.jsonl")]
     with_sources = [answer for sources, answer in shown if sources]
-    assert 0.6 <= len(with_sources) / len(shown) <= 0.72
-    assert 0.1 <= with_sources.count(REFUSAL) / len(with_sources) <= 0.2
+    assert 0.75 <= len(with_sources) / len(shown) <= 0.9
+    assert 0.01 <= with_sources.count(REFUSAL) / len(with_sources) <= 0.05
     assert [answer for sources, answer in shown if not sources and CITATION.search(answer)] == []
 
 
