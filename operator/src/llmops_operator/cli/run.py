@@ -95,7 +95,7 @@ class _Run:
         before = {key: self._store.get(key) for key in self._documents}
         for key, document in self._documents.items():
             what = store_document(self._store, _asking_for_a_sync(document, now))
-            if key[0] != "EmbeddingIndex":  # which always gets the new annotation
+            if key[0] != "EmbeddingIndex" or what == "created":  # the new annotation always makes it "configured"
                 self._screen.note(f"{named(key)} {what}")
         changed = asyncio.Event()
         self._store.subscribe(lambda _: changed.set())
