@@ -79,6 +79,7 @@ def train(config: TrainingConfig, state: State, reporter: ProgressReporter, trac
         raise
     finally:
         relay.end()
+    state.prune(config.spec.checkpoint.keep)  # Ray counts this attempt's checkpoints only
     finished = state.finished()
     assert finished is not None, "a worker that ended well has written finished.json"
     return finished
