@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+from llmops_operator.backends.local.flock import try_lock
 from llmops_operator.backends.local.home import Home
 
 TRY_SECONDS = 1.0
@@ -33,7 +33,7 @@ class HomeInUse(Exception):
 def hold(home: Home) -> Iterator[None]:
     """Be the daemon of `home` within the block. Raises `HomeInUse`."""
     with home.lock.open("a+", encoding="utf-8") as file:
-        if not _try_lock(file.fileno()):
+        if not try_lock(file.fileno(), seconds=TRY_SECONDS):
             raise HomeInUse(_sentence(home, holder(home)))
         file.truncate(0)
         file.write(json.dumps(asdict(Holder(os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")))))
@@ -61,19 +61,6 @@ def holder(home: Home) -> Holder | None:
             return Holder(**json.loads(file.read()))
         except (ValueError, TypeError):  # it has only just taken the lock, or just let it go
             return Holder(0, "")
-
-
-def _try_lock(descriptor: int) -> bool:
-    give_up = time.monotonic() + TRY_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
 
 
 def _sentence(home: Home, other: Holder | None) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import selectors
 import signal
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llmops_operator.backends.local.durable import read_json, write_json
+from llmops_operator.backends.local.flock import try_lock
 from llmops_operator.backends.local.log_writing import RotatedLog
 from llmops_operator.backends.local.process_table import boot_id, descendants, out_of_memory_kills, start_ticks
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> int:
     signals = _listen_to_signals()
     run = folder / "run"
     with (run / "lock").open("a") as lock:
-        if not _lock(lock.fileno()):
+        if not try_lock(lock.fileno(), seconds=LOCK_SECONDS):
             return ALREADY_STARTED
         launch = read_json(run / "launch.json")
         if launch is None:
@@ -74,19 +74,6 @@ def _plain_pipe() -> tuple[int, int]:
     os.set_blocking(readable, False)
     os.set_blocking(writable, False)
     return readable, writable
-
-
-def _lock(descriptor: int) -> bool:
-    give_up = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
 
 
 def _insist(write: Callable[[], None], signals: int) -> None:
