@@ -183,6 +183,8 @@ def structural(node: Mapping[str, Any], defs: Mapping[str, Any], inside: tuple[s
             result["enum"] = [value]
         elif key == "properties":
             result[key] = {name: structural(one, defs, inside) for name, one in value.items()}
+        elif key == "additionalProperties" and value is True:
+            result["x-kubernetes-preserve-unknown-fields"] = True
         elif key in ("items", "additionalProperties"):
             result[key] = structural(value, defs, inside)
         elif key in KEPT or key.startswith("x-kubernetes-"):

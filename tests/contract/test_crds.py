@@ -67,6 +67,22 @@ def edited(base: Spec, changes: Spec) -> Spec:
 
 SOURCE = {"name": "docs", "uri": "file:///docs"}
 REF = {"indexRef": {"name": "docs"}}
+POD_TEMPLATE: Spec = {
+    "metadata": {"labels": {"team": "search"}, "annotations": {"example.com/owner": "search team"}},
+    "nodeSelector": {"pool": "gpu"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
+    "volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}],
+    "volumeMounts": [{"name": "models", "mountPath": "/models", "readOnly": True}],
+    "env": [
+        {"name": "HF_HUB_OFFLINE", "value": "1"},
+        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+    ],
+    "serviceAccountName": "trainer",
+    "imagePullSecrets": [{"name": "registry"}],
+    "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
+}
 
 VALID: list[tuple[str, str, Spec]] = [
     ("TrainingJob", "the least of a TrainingJob", {}),
@@ -79,7 +95,11 @@ VALID: list[tuple[str, str, Spec]] = [
     ("TrainingJob", "an alias that begins with v", {"output.aliasOnPass": "vital"}),
     ("TrainingJob", "a relative file", {"data.train.uri": "file://./train.jsonl"}),
     ("TrainingJob", "resources", {"compute": {"workers": 2, "resources": {"cpu": "500m", "memory": "2Gi"}}}),
+    ("TrainingJob", "GPUs of one kind", {"compute": {"gpus": {"count": 2, "product": "NVIDIA-H100-80GB-HBM3"}}}),
+    ("TrainingJob", "a pod template", {"podTemplate": POD_TEMPLATE}),
+    ("TrainingJob", "weights on a claim", {"baseModel.uri": "pvc://models/qwen/7b"}),
     ("EmbeddingIndex", "the least of an EmbeddingIndex", {}),
+    ("EmbeddingIndex", "documents on a claim", {"sources": [{"name": "docs", "uri": "pvc://documents/"}], "podTemplate": POD_TEMPLATE}),
     ("EmbeddingIndex", "overlap of half", {"chunking": {"maxTokens": 64, "overlapTokens": 32}}),
     ("EmbeddingIndex", "a gate of one", {"evaluation": {"questions": {"uri": "file:///q"}, "gate": {"recallAt5": "1"}}}),
     ("EmbeddingIndex", "two sources", {"sources": [SOURCE, {**SOURCE, "name": "more", "metadata": {"area": "hr"}}]}),
@@ -93,6 +113,8 @@ VALID: list[tuple[str, str, Spec]] = [
     ("RagService", "two indexes", {"indexes": [REF, {"indexRef": {"name": "more"}, "description": "more"}]}),
     ("RagService", "as many candidates as sources", {"retrieval": {"topK": 5, "candidates": 5, "minScore": "-0.5"}}),
     ("RagService", "a template of its own", {"prompt": {"template": "{question} {sources}"}}),
+    ("RagService", "a model over two GPUs", {"compute": {"gpus": {"count": 2}, "resources": {"memory": "64Gi"}},
+        "engine": {"tensorParallelSize": 2}, "podTemplate": POD_TEMPLATE}),
 ]  # fmt: skip
 
 INVALID: list[tuple[str, str, Spec, str]] = [
@@ -115,6 +137,17 @@ INVALID: list[tuple[str, str, Spec, str]] = [
     ("TrainingJob", "the alias latest", {"output.aliasOnPass": "latest"}, "may not be latest"),
     ("TrainingJob", "an alias like a version", {"output.aliasOnPass": "v12"}, "may not be latest"),
     ("TrainingJob", "no worker", {"compute": {"workers": 0}}, "workers"),
+    ("TrainingJob", "no GPU at all", {"compute": {"gpus": {"count": 0}}}, "count"),
+    ("TrainingJob", "a product that is no label", {"compute": {"gpus": {"product": "H100 (80 GB)"}}}, "product"),
+    ("TrainingJob", "a command in the pod template", {"podTemplate": {"command": ["sh"]}}, "command"),
+    ("TrainingJob", "an image in the pod template", {"podTemplate": {"image": "mine"}}, "image"),
+    ("TrainingJob", "a label of llmops", {"podTemplate": {"metadata": {"labels": {"llmops.dev/kind": "x"}}}}, "write another label"),
+    ("TrainingJob", "an annotation of llmops", {"podTemplate": {"metadata": {"annotations": {"llmops.dev/x": "x"}}}}, "write another annotation"),
+    ("TrainingJob", "a volume of llmops", {"podTemplate": {"volumes": [{"name": "llmops-tmp", "emptyDir": {}}]}}, "write another name"),
+    ("TrainingJob", "a volume without a name", {"podTemplate": {"volumes": [{"emptyDir": {}}]}}, "name"),
+    ("TrainingJob", "a relative mount", {"podTemplate": {"volumeMounts": [{"name": "data", "mountPath": "data"}]}}, "mountPath"),
+    ("TrainingJob", "a variable of llmops", {"podTemplate": {"env": [{"name": "LLMOPS_PORT", "value": "1"}]}}, "remove it from env"),
+    ("TrainingJob", "a claim without a name", {"data.train.uri": "pvc:///train.jsonl"}, "uri"),
     ("EmbeddingIndex", "no source", {"sources": []}, "sources"),
     ("EmbeddingIndex", "more overlap than half", {"chunking": {"maxTokens": 64, "overlapTokens": 33}}, "at most half of maxTokens"),
     ("EmbeddingIndex", "a recall above one", {"evaluation": {"questions": {"uri": "file:///q"}, "gate": {"recallAt5": "1.01"}}}, "is a share"),
@@ -138,6 +171,9 @@ INVALID: list[tuple[str, str, Spec, str]] = [
     ("RagService", "an index twice", {"indexes": [REF, REF]}, "name the same EmbeddingIndex"),
     ("RagService", "more sources than candidates", {"retrieval": {"topK": 6, "candidates": 5}}, "topK may not be above candidates"),
     ("RagService", "a template without the question", {"prompt": {"template": "{sources}"}}, "must hold both"),
+    ("RagService", "a model over more GPUs than a replica has", {"compute": {"gpus": {}}, "engine": {"tensorParallelSize": 2}},
+     "above compute.gpus.count"),
+    ("RagService", "workers of an engine", {"compute": {"workers": 2}}, "workers"),
     ("RagService", "a url that is none", {"model": {"endpoint": {"urls": ["engine:8000"], "name": "m"}}}, "urls"),
 ]  # fmt: skip
 
@@ -158,7 +194,8 @@ def strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     result = {key: strict(value) for key, value in schema.items() if key != "default"}
-    if schema.get("type") == "object" and "additionalProperties" not in schema:
+    open_ = schema.get("x-kubernetes-preserve-unknown-fields")
+    if schema.get("type") == "object" and "additionalProperties" not in schema and not open_:
         result["additionalProperties"] = False
     return result
 
@@ -186,6 +223,9 @@ class Cel:
     def __getattr__(self, name: str) -> Any:
         return cel_value(self.value[name])
 
+    def all(self, holds: Any) -> bool:
+        return all(holds(cel_value(key)) for key in self.value)
+
 
 class CelList(list[Any]):
     def all(self, holds: Any) -> bool:
@@ -201,6 +241,9 @@ class CelString(str):
 
     def contains(self, part: str) -> bool:
         return part in self
+
+    def startsWith(self, part: str) -> bool:
+        return self.startswith(part)
 
 
 def cel_value(value: Any) -> Any:
@@ -371,6 +414,8 @@ EDITS: list[tuple[str, Spec, str | None]] = [
     ("a default said", {"backoffLimit": 3}, None),
     ("another data set", {"data.train.uri": "file:///other.jsonl"}, "data"),
     ("a field that comes", {"activeDeadlineSeconds": 5}, "activeDeadlineSeconds"),
+    ("GPUs that come", {"compute": {"gpus": {}}}, "compute"),
+    ("a pod template that comes", {"podTemplate": {"nodeSelector": {"pool": "gpu"}}}, "podTemplate"),
     ("an object that comes", {"evaluation": {"domain": {"uri": "file:///e"}}}, "evaluation"),
     ("two fields", {"backoffLimit": 1, "output.model": "other"}, "output, backoffLimit"),
 ]

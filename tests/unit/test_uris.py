@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmops_services import uris
 from llmops_services.program import TryAgain, UserError
 from llmops_services.uris import _cached, folder_digest, local_path
 
@@ -36,6 +37,13 @@ def test_a_file_of_a_package_is_found_without_importing_it(tmp_path: Path, monke
     assert local_path("pkg://breaks_when_imported/__init__.py") == package / "__init__.py"
 
 
+def test_what_lies_on_a_mounted_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uris, "CLAIMS", tmp_path)
+    (tmp_path / "docs" / "a b").mkdir(parents=True)
+    assert local_path("pvc://docs/a%20b") == tmp_path / "docs" / "a b"
+    assert local_path("pvc://docs") == local_path("pvc://docs/") == tmp_path / "docs"
+
+
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
@@ -46,6 +54,8 @@ def test_a_file_of_a_package_is_found_without_importing_it(tmp_path: Path, monke
         ("pkg://no_such_package_at_all/x", "no Python package no_such_package_at_all is installed"),
         ("pkg://json/nothing.gguf", "correct the path"),
         ("pkg://json/../os.py", "with no .. in it"),
+        ("pvc://no-such-claim/x", "on this machine write file://"),
+        ("pvc://claim/../x", "with no .. in it"),
         ("hf://gpt2", "write hf://ORGANISATION/NAME"),
         ("hf://a/b/c", "write hf://ORGANISATION/NAME"),
         ("mlflow://name", "write mlflow://NAME@ALIAS or mlflow://NAME/VERSION"),

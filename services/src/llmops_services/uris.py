@@ -1,4 +1,4 @@
-"""From a URI of the API to a file or folder on this machine: `file://`, `pkg://`, `hf://` and `mlflow://`.
+"""From a URI of the API to a file or folder on this machine: `file://`, `pkg://`, `pvc://`, `hf://` and `mlflow://`.
 
 What has to be downloaded or converted is written aside in the cache folder and renamed, under a lock, so that several programs
 may ask for the same model at once and one that is killed leaves nothing half done behind. Nothing heavy is imported here.
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 3600
 """How long one program waits for another that is downloading or converting the same model."""
+CLAIMS = Path("/mnt/pvc")
+"""In a cluster each claim that a `pvc://` URI names is mounted here, under its own name."""
 DIGEST_TAG = "llmops.dev/digest"
 """Tag of a model version: `folder_digest` of its files, checked after every download."""
 
@@ -44,7 +46,7 @@ def local_path(uri: str, *, revision: str | None = None) -> Path:
     scheme, separator, rest = uri.partition("://")
     if not separator or not rest:
         raise UserError(
-            "UriInvalid", f"{uri!r} is not a URI: write file://, pkg://, hf:// or mlflow:// and what follows"
+            "UriInvalid", f"{uri!r} is not a URI: write file://, pkg://, pvc://, hf:// or mlflow:// and what follows"
         )
     if revision is not None and scheme != "hf":
         raise UserError("UriInvalid", f"{uri}: revision is only for hf:// repositories; remove it")
@@ -55,9 +57,11 @@ def local_path(uri: str, *, revision: str | None = None) -> Path:
             return _readable(uri, _in_package(uri, rest))
         case "hf":
             return _from_hub(uri, rest, revision)
+        case "pvc":
+            return _readable(uri, _on_claim(uri, rest))
         case "mlflow":
             return _from_registry(uri, rest)
-    raise UserError("UriInvalid", f"{uri}: {scheme}:// is not known; write file://, pkg://, hf:// or mlflow://")
+    raise UserError("UriInvalid", f"{uri}: {scheme}:// is not known; write file://, pkg://, pvc://, hf:// or mlflow://")
 
 
 def cache_dir() -> Path:
@@ -86,6 +90,21 @@ def _readable(uri: str, path: Path) -> Path:
     if not os.access(path, os.R_OK):
         raise UserError("FileUnreadable", f"{uri}: {path} may not be read; allow it (chmod +r)")
     return _converted(path) if path.suffix == ".gguf" else path.absolute()
+
+
+def _on_claim(uri: str, rest: str) -> Path:
+    claim, _, inside = rest.partition("/")
+    parts = PurePosixPath(unquote(inside)).parts
+    if not claim or ".." in parts or "/" in parts:
+        raise UserError("UriInvalid", f"{uri}: write pvc://CLAIM/path/on/the/claim, with no .. in it")
+    folder = CLAIMS / claim
+    if not folder.is_dir():
+        raise UserError(
+            "ClaimMissing",
+            f"{uri}: the claim is not mounted at {folder}. Claims are mounted in a cluster; on this machine write file:// and "
+            "the path of the same folder",
+        )
+    return folder.joinpath(*parts)
 
 
 def _in_package(uri: str, rest: str) -> Path:

@@ -25,6 +25,7 @@ from llmops_api.v1alpha1.meta import (
     Rule,
     decimal,
 )
+from llmops_api.v1alpha1.pod_template import PodTemplate
 
 
 class ChunkingStrategy(StrEnum):
@@ -121,6 +122,7 @@ class EmbeddingIndexSpec(Model):
     retain_versions: Annotated[int, Field(ge=1, le=100)] = 2
     deletion_policy: DeletionPolicy = DeletionPolicy.DELETE
     compute: Compute = Compute()
+    pod_template: PodTemplate | None = None
     suspend: bool = False
 
     rules: ClassVar = (
@@ -128,6 +130,11 @@ class EmbeddingIndexSpec(Model):
              "two sources have the same name: give each source a name of its own",
              lambda self: len({source.name for source in self.sources}) == len(self.sources)),
     )  # fmt: skip
+
+    def uris(self) -> tuple[str, ...]:
+        """All data and models that are read."""
+        questions = (self.evaluation.questions.uri,) if self.evaluation else ()
+        return (self.embedding.model.uri, *(source.uri for source in self.sources), *questions)
 
 
 class EmbeddingIndexCondition(StrEnum):

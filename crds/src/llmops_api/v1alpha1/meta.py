@@ -50,8 +50,17 @@ Line = Annotated[str, Field(min_length=1, max_length=1024)]
 DecimalString = Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 PositiveDecimal = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(file://(/|\./)|pkg://).+$")]
-ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(file://(/|\./)|pkg://|hf://|mlflow://).+$")]
+DataUri = Annotated[
+    str, Field(min_length=1, max_length=1024, pattern=r"^((file://(/|\./)|pkg://).+|pvc://[a-z0-9][-.a-z0-9]*(/.*)?)$")
+]
+ModelUri = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^((file://(/|\./)|pkg://|hf://|mlflow://).+|pvc://[a-z0-9][-.a-z0-9]*(/.*)?)$",
+    ),
+]
 
 
 class ObjectMeta(BaseModel):
@@ -126,11 +135,28 @@ class Resources(Model):
     memory: Quantity | None = None
 
 
+class Gpus(Model):
+    """Whole GPUs. `product` is the value of the node label nvidia.com/gpu.product, for example NVIDIA-H100-80GB-HBM3."""
+
+    count: Annotated[int, Field(ge=1, le=64)] = 1
+    product: (
+        Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] | None
+    ) = None
+
+
+class ReplicaCompute(Model):
+    """What each replica gets."""
+
+    resources: Resources = Resources()
+    gpus: Gpus | None = None
+
+
 class Compute(Model):
     """How many workers share the work, and what each of them gets."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     resources: Resources = Resources()
+    gpus: Gpus | None = None
 
 
 class Progress(Model):

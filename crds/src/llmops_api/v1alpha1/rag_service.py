@@ -20,11 +20,13 @@ from llmops_api.v1alpha1.meta import (
     ObjectRef,
     PositiveDecimal,
     Progress,
+    ReplicaCompute,
     Rule,
     SecretRef,
     Text,
     decimal,
 )
+from llmops_api.v1alpha1.pod_template import PodTemplate
 
 
 class RetrievalMode(StrEnum):
@@ -177,7 +179,9 @@ BY_INDEX: dict[str, object] = {"x-kubernetes-list-type": "atomic"}
 
 
 class RagServiceSpec(Model):
-    """What the service answers with, freely editable: a change is taken over without losing a request."""
+    """What the service answers with, freely editable: a change is taken over without losing a request. `compute` is what each
+    replica of the engine gets; `podTemplate` is of all pods, the engine's and the gateway's.
+    """
 
     model: ServedModel
     engine: Engine = Engine()
@@ -185,12 +189,17 @@ class RagServiceSpec(Model):
     retrieval: Retrieval = Retrieval()
     prompt: Prompt = Prompt()
     replicas: Annotated[int, Field(ge=1, le=256)] = 1
+    compute: ReplicaCompute = ReplicaCompute()
+    pod_template: PodTemplate | None = None
     suspend: bool = False
 
     rules: ClassVar = (
         Rule("!has(self.indexes) || self.indexes.all(a, self.indexes.exists_one(b, a.indexRef.name == b.indexRef.name))",
              "two entries of indexes name the same EmbeddingIndex: remove one of them",
              lambda self: len({index.index_ref.name for index in self.indexes}) == len(self.indexes)),
+        Rule("!has(self.compute.gpus) || self.engine.tensorParallelSize <= self.compute.gpus.count",
+             "engine.tensorParallelSize is above compute.gpus.count: a replica has fewer GPUs than it would share the model among",
+             lambda self: self.compute.gpus is None or self.engine.tensor_parallel_size <= self.compute.gpus.count),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from llmops_api.v1alpha1.meta import (
     Text,
     decimal,
 )
+from llmops_api.v1alpha1.pod_template import PodTemplate
 
 
 class Method(StrEnum):
@@ -195,9 +196,15 @@ class TrainingJobSpec(Model):
     evaluation: Evaluation | None = None
     output: Output
     compute: Compute = Compute()
+    pod_template: PodTemplate | None = None
     suspend: bool = False
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+
+    def uris(self) -> tuple[str, ...]:
+        """All data and models that are read."""
+        held_out = (self.evaluation.domain, self.evaluation.general) if self.evaluation else ()
+        return (self.base_model.uri, self.data.train.uri, *(source.uri for source in held_out if source))
 
 
 IMMUTABLE = tuple(field for field in TrainingJobSpec.model_fields if field != "suspend")

@@ -64,7 +64,9 @@ def _index(store: Store, key: Key) -> IndexView | None:
     manifest = store.get(key)
     if manifest is None:
         return None
-    return IndexView(_status(manifest, EmbeddingIndexStatus), deleting=_deleting(manifest))
+    embedding = manifest.get("spec", {}).get("embedding") or {}
+    uri = (embedding.get("model") or {}).get("uri")
+    return IndexView(_status(manifest, EmbeddingIndexStatus), deleting=_deleting(manifest), embedding_model=uri)
 
 
 def _deleting(manifest: Manifest) -> bool:

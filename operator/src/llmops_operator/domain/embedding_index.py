@@ -23,6 +23,7 @@ from llmops_operator.domain.decision import Decision, Event, normal, object_id, 
 from llmops_operator.domain.files import CACHE, STATE, config_file, program
 from llmops_operator.domain.fingerprint import workload_name
 from llmops_operator.domain.lineage import RECORDING, IndexRecord, Recorded, RecordState, lineage_aspect
+from llmops_operator.domain.placement import asked, placed
 from llmops_operator.domain.timing import Timing, parse_timestamp, seconds_since, timestamp
 from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
 
@@ -102,17 +103,18 @@ def drop_name(index: str) -> str:
 def indexer(index: EmbeddingIndex, name: str, action: IndexingAction) -> Workload:
     """The workload that syncs or drops an index."""
     identity = object_id(KIND, index.metadata, generation=index.metadata.generation)
-    config = IndexingConfig(object=identity, spec=index.spec, action=action)
+    spec = index.spec.model_copy(update={"pod_template": None})
+    config = IndexingConfig(object=identity, spec=spec, action=action)
     return Workload(
         name=name,
         role=Role.INDEXER,
         lifecycle=Lifecycle.COMPLETES,
         command=program("indexing"),
         files={"indexing.json": config_file(config)},
-        workers=index.spec.compute.workers,
-        cpu=index.spec.compute.resources.cpu,
-        memory=index.spec.compute.resources.memory,
+        workers=spec.compute.workers,
         volumes=(STATE, CACHE),
+        **asked(spec.compute),
+        **placed(index.metadata, index.spec.pod_template, spec.uris()),
     )
 
 

@@ -31,6 +31,7 @@ from llmops_operator.domain.decision import Decision, object_id, owner_of, trans
 from llmops_operator.domain.files import CACHE, config_file, program
 from llmops_operator.domain.fingerprint import fingerprint, workload_name
 from llmops_operator.domain.lineage import Recorded, RecordState, Resolution, ServiceRecord, lineage_aspect
+from llmops_operator.domain.placement import asked, placed
 from llmops_operator.domain.serving import (
     IndexView,
     JobView,
@@ -87,7 +88,19 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
         workloads.append(engine(service, model, in_use=status))
     answers_rightly = model.aspect.status == "True" and indexes.aspect.status == "True"
     if model.wanted and revision and (answers_rightly or old.model is not None):
-        workloads.append(gateway(service, model, indexes, revision, status, engine_seen, traces=i.records.enabled))
+        embedding_models = tuple(view.embedding_model for view in i.indexes.values() if view and view.embedding_model)
+        workloads.append(
+            gateway(
+                service,
+                model,
+                indexes,
+                revision,
+                status,
+                engine_seen,
+                embedding_models=embedding_models,
+                traces=i.records.enabled,
+            )
+        )
     wanted = {workload.name for workload in workloads}
 
     aspects |= {
@@ -167,6 +180,8 @@ def engine(service: RagService, model: ResolvedModel, *, in_use: RagServiceStatu
         volumes=(CACHE,),
         readiness=Readiness("/health"),
         grace_seconds=30.0,
+        **asked(service.spec.compute),
+        **placed(service.metadata, service.spec.pod_template, [model.base.uri]),
     )
 
 
@@ -178,9 +193,10 @@ def gateway(
     status: RagServiceStatus,
     engine_seen: WorkloadStatus | None,
     *,
+    embedding_models: tuple[str, ...] = (),
     traces: bool,
 ) -> Workload:
-    """The gateway with what it is to answer with, as a live file."""
+    """The gateway with what it is to answer with, as a live file. It embeds questions by the `embedding_models` (URIs)."""
     metadata, spec, endpoint = service.metadata, service.spec, service.spec.model.endpoint
     assert model.wanted is not None
     about = {index.index_ref.name: index.description for index in spec.indexes}
@@ -217,6 +233,7 @@ def gateway(
         volumes=(CACHE,),
         readiness=Readiness("/readyz"),
         grace_seconds=30.0,
+        **placed(metadata, spec.pod_template, embedding_models),
     )
 
 

@@ -24,6 +24,7 @@ from llmops_operator.domain.decision import Decision, Event, normal, object_id, 
 from llmops_operator.domain.files import CACHE, STATE, config_file, program
 from llmops_operator.domain.fingerprint import workload_name
 from llmops_operator.domain.lineage import EndRecord, Recorded, RecordState, RunEnd, lineage_aspect
+from llmops_operator.domain.placement import asked, placed
 from llmops_operator.domain.timing import Timing, parse_timestamp, timestamp
 from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
 
@@ -86,7 +87,7 @@ def trainer_name(job: str, number: int) -> str:
 
 def trainer(job: TrainingJob, number: int, manifest: str, deadline: int | None) -> Workload:
     """The workload of attempt `number`. Nothing in it changes when the job is suspended and goes on."""
-    spec = job.spec.model_copy(update={"suspend": False})
+    spec = job.spec.model_copy(update={"suspend": False, "pod_template": None})
     config = TrainingConfig(object=object_id(KIND, job.metadata), spec=spec, manifest=manifest)
     return Workload(
         name=trainer_name(job.metadata.name, number),
@@ -95,8 +96,8 @@ def trainer(job: TrainingJob, number: int, manifest: str, deadline: int | None) 
         command=program("training"),
         files={"training.json": config_file(config)},
         workers=spec.compute.workers,
-        cpu=spec.compute.resources.cpu,
-        memory=spec.compute.resources.memory,
+        **asked(spec.compute),
+        **placed(job.metadata, job.spec.pod_template, spec.uris()),
         volumes=(STATE, CACHE),
         grace_seconds=30.0,
         deadline_seconds=deadline,

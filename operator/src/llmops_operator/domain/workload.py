@@ -93,7 +93,17 @@ class Workload:
     workers: int = 1
     """Ray workers that share a training or an embedding."""
     cpu: str | None = None
+    """CPU, memory and GPUs are what each worker or replica gets."""
     memory: str | None = None
+    gpus: int = 0
+    gpu_product: str | None = None
+    """The kind of GPU, as the label nvidia.com/gpu.product names it."""
+    claims: tuple[str, ...] = ()
+    """Persistent volume claims that the program reads, each as the folder `/mnt/pvc/<claim>`."""
+    pod_template: Mapping[str, Any] = field(default_factory=dict)
+    """`podTemplate` of the spec as it stands there; only where there are pods."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the object that whoever queues its work goes by."""
     volumes: tuple[Volume, ...] = ()
     readiness: Readiness | None = None
     grace_seconds: float = 15.0

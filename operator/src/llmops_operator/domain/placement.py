@@ -1,0 +1,54 @@
+"""What a workload takes along from its object's spec: what its pods are like, who queues it, and which claims it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
+
+from llmops_api.v1alpha1.meta import Compute, ObjectMeta, ReplicaCompute
+from llmops_api.v1alpha1.pod_template import PodTemplate
+
+QUEUE_LABELS = "kueue.x-k8s.io/"
+"""Labels with this prefix say in which queue of Kueue an object's work stands, and with what priority."""
+
+
+class Placed(TypedDict, total=False):
+    """Arguments of a `Workload`."""
+
+    labels: Mapping[str, str]
+    pod_template: Mapping[str, Any]
+    claims: tuple[str, ...]
+
+
+class Asked(TypedDict):
+    """Arguments of a `Workload`."""
+
+    cpu: str | None
+    memory: str | None
+    gpus: int
+    gpu_product: str | None
+
+
+def placed(metadata: ObjectMeta, template: PodTemplate | None, uris: Iterable[str]) -> Placed:
+    """Where a workload that reads `uris` runs."""
+    return {
+        "labels": {key: value for key, value in sorted(metadata.labels.items()) if key.startswith(QUEUE_LABELS)},
+        "pod_template": template.model_dump(mode="json", by_alias=True, exclude_defaults=True) if template else {},
+        "claims": claims(uris),
+    }
+
+
+def asked(compute: Compute | ReplicaCompute) -> Asked:
+    """What each worker or replica asks for."""
+    return {
+        "cpu": compute.resources.cpu,
+        "memory": compute.resources.memory,
+        "gpus": compute.gpus.count if compute.gpus else 0,
+        "gpu_product": compute.gpus.product if compute.gpus else None,
+    }
+
+
+def claims(uris: Iterable[str]) -> tuple[str, ...]:
+    """The claims that `pvc://claim/path` URIs name, each once."""
+    found = (uri.removeprefix("pvc://").partition("/")[0] for uri in uris if uri.startswith("pvc://"))
+    return tuple(sorted(set(found)))
