@@ -1,0 +1,171 @@
+"""Builds the programs of a cluster from their Go modules, into a folder that outlives the checkout's clusters.
+
+Kubernetes publishes no binaries where a machine may reach nothing but package indexes; its modules are everywhere. Cold, on two
+cores, all of it takes some fifteen minutes; Go's build cache makes the next time a matter of seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+CHECKOUT = Path(__file__).parents[3]
+KUBERNETES_VERSION = "v1.36.3"
+_VERSION_PACKAGE = "k8s.io/component-base/version"
+
+
+@dataclass(frozen=True)
+class Module:
+    """A Go module, and the commands in it that are built."""
+
+    name: str
+    path: str
+    version: str
+    commands: tuple[str, ...]  # folders in the module, "" for its root
+    variables: Mapping[str, str] = field(default_factory=dict)  # set by the linker
+
+    def programs(self) -> list[str]:
+        """The names of what is built."""
+        return [Path(package).name for package in self.packages()]
+
+    def packages(self) -> list[str]:
+        """The import paths of the commands."""
+        return [f"{self.path}/{command}".rstrip("/") for command in self.commands]
+
+
+KUBERNETES = Module(
+    "kubernetes",
+    "k8s.io/kubernetes",
+    KUBERNETES_VERSION,
+    tuple(
+        f"cmd/{program}"
+        for program in (
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "kube-proxy",
+            "kubectl",
+        )
+    ),
+    {
+        f"{_VERSION_PACKAGE}.gitVersion": KUBERNETES_VERSION,
+        f"{_VERSION_PACKAGE}.gitMajor": "1",
+        f"{_VERSION_PACKAGE}.gitMinor": KUBERNETES_VERSION.split(".")[1],
+    },
+)
+# v1.5.0 is not in Go's checksum database.
+KUBERAY = Module("kuberay", "github.com/ray-project/kuberay/ray-operator", "v1.4.2", ("",))
+COREDNS = Module("coredns", "github.com/coredns/coredns", "v1.15.0", ("",))
+HELM = Module("helm", "helm.sh/helm/v4", "v4.3.1", ("cmd/helm",))
+ALL = (KUBERNETES, KUBERAY, COREDNS, HELM)
+
+
+def cache() -> Path:
+    """Where binaries lie: $LLMOPS_CLUSTER_CACHE, else .cluster in the checkout."""
+    return Path(os.environ.get("LLMOPS_CLUSTER_CACHE") or CHECKOUT / ".cluster").resolve()
+
+
+def binary(program: str) -> Path:
+    """The file of a program that `build` has made."""
+    return cache() / "bin" / program
+
+
+def build(*modules: Module) -> None:
+    """Build what is missing, or was built from another version, of these modules. One process builds, others wait for it."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache() / "build.lock"):
+        for module in modules:
+            if not _is_built(module):
+                _build(module)
+
+
+def module_folder(module: Module) -> Path:
+    """The folder of the module's source, downloaded if it is not there."""
+    with tempfile.TemporaryDirectory() as outside:
+        answer = _go(["mod", "download", "-json", f"{module.path}@{module.version}"], Path(outside))
+    return Path(json.loads(answer)["Dir"])
+
+
+def _is_built(module: Module) -> bool:
+    files = [binary(program) for program in module.programs()]
+    if not all(file.exists() for file in files):
+        return False
+    if not shutil.which("go"):
+        return True
+    # The binary itself says of which version it is: no stamp can lie.
+    said = subprocess.run(["go", "version", "-m", *files], capture_output=True, text=True, check=True).stdout
+    return said.count(f"\t{module.path}\t{module.version}\t") == len(files)
+
+
+def _build(module: Module) -> None:
+    if not shutil.which("go"):
+        raise RuntimeError(
+            f"{module.name} {module.version} has to be built, and there is no Go on this machine: install Go 1.24 or newer."
+        )
+    started = time.monotonic()
+    print(f"{module.name} {module.version}: fetching its modules", flush=True)
+    folder = cache() / "gomod" / f"{module.name}-{module.version}"
+    if not (folder / "go.sum").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _go(["mod", "init", f"llmops.test/{module.name}"], folder)
+        _replace_staging_modules(module, folder)
+        _go(["get", "-tool", *(f"{package}@{module.version}" for package in module.packages())], folder)
+    (cache() / "bin").mkdir(exist_ok=True)
+    flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in module.variables.items())])
+    _go_build(module, ["-ldflags", flags, "-o", f"{cache()}/bin/", *module.packages()], folder)
+    print(f"{module.name} {module.version}: built in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _replace_staging_modules(module: Module, folder: Path) -> None:
+    """Name published modules where k8s.io/kubernetes names folders of its own repository, which no other module can do."""
+    if module is not KUBERNETES:
+        return
+    answer = json.loads(_go(["mod", "download", "-json", f"{module.path}@{module.version}"], folder))
+    described = json.loads(_go(["mod", "edit", "-json", answer["GoMod"]], folder))
+    version = "v0." + module.version.removeprefix("v1.")
+    for replacement in described["Replace"]:
+        name = replacement["Old"]["Path"]
+        if name.startswith("k8s.io/"):
+            _go(["mod", "edit", f"-replace={name}={name}@{version}"], folder)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false"}
+
+
+def _go(arguments: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        ["go", *arguments], cwd=folder, env=_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"go {' '.join(arguments)} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def _go_build(module: Module, arguments: list[str], folder: Path) -> None:
+    """Run `go build`, and say every quarter of a minute how far it is."""
+    total = len(_go(["list", "-deps", *module.packages()], folder).splitlines())
+    compiled, said, lines = 0, time.monotonic(), []
+    with subprocess.Popen(
+        ["go", "build", "-v", *arguments], cwd=folder, env=_environment(), stderr=subprocess.PIPE, text=True
+    ) as building:
+        assert building.stderr is not None
+        for line in building.stderr:
+            lines.append(line)
+            compiled += 1
+            if time.monotonic() - said > 15:
+                said = time.monotonic()
+                print(f"{module.name} {module.version}: {compiled} of {total} packages compiled", flush=True)
+    if building.returncode:
+        raise RuntimeError(f"go build of {module.name} failed:\n{''.join(lines[-40:])}")
