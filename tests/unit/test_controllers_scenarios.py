@@ -20,7 +20,7 @@ from llmops_operator.backends.memory import MemoryBackend, MemoryStore
 from llmops_operator.controllers import control_plane, rag_services
 from llmops_operator.controllers.control_plane import ControlPlane, Options
 from llmops_operator.controllers.lineage.port import NoLineage
-from llmops_operator.controllers.ports import Conflict, Key
+from llmops_operator.controllers.ports import Conflict, Key, NotYet
 from llmops_operator.controllers.queue import WorkQueue
 from llmops_operator.domain.lineage import (
     Record,
@@ -497,6 +497,31 @@ async def test_a_write_that_comes_too_late_is_decided_anew(world: World) -> None
     await ready(world)
     assert len(conflicts) == 3
     assert sorted(world.backend.starts) == ["assistant-train-1", "chat-engine", "chat-gateway", "handbook-sync-1"]
+
+
+async def training(world: World) -> Key:
+    key = world.store.apply(job())
+    await world.until(lambda: "assistant-train-1" in world.backend.names)
+    return key
+
+
+async def test_what_takes_its_time_to_go_is_asked_for_again_without_a_word(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = await training(world)
+    remove, asked = world.backend.remove, []
+
+    async def slow(owner: Owner, name: str) -> None:
+        asked.append(name)
+        if len(asked) < 3:
+            raise NotYet(f"{name} is ending")
+        await remove(owner, name)
+
+    world.backend.remove = slow  # type: ignore[method-assign]
+    world.store.delete(key)
+    await world.until(lambda: not world.backend.names)
+    assert asked == ["assistant-train-1"] * 3
+    assert not caplog.records
 
 
 # Training

@@ -16,7 +16,7 @@ from llmops_api.v1alpha1.training_job import TrainingJobCondition
 from llmops_operator.controllers import embedding_indexes, rag_services, training_jobs
 from llmops_operator.controllers.gathering import Look, Sources
 from llmops_operator.controllers.lineage.port import Lineage
-from llmops_operator.controllers.ports import Backend, Conflict, Key, Manifest, NotFound, Store
+from llmops_operator.controllers.ports import Backend, Conflict, Key, Manifest, NotFound, NotYet, Store
 from llmops_operator.controllers.queue import WorkQueue
 from llmops_operator.controllers.references import References
 from llmops_operator.controllers.refusal import refused_status
@@ -108,8 +108,8 @@ class ControlPlane:
                 async with asyncio.timeout(self.options.timeout_seconds):
                     after = await self.reconcile(key)
                 failed = False
-            except Conflict as conflict:
-                log.debug("%s %s/%s: %s", *key, conflict)
+            except (Conflict, NotYet) as reason:
+                log.debug("%s %s/%s: %s", *key, reason)
             except NotFound:
                 failed = False
             except TimeoutError:
@@ -120,7 +120,7 @@ class ControlPlane:
                 self.queue.done(key, failed=failed, after=after)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Look at one object and do what is to be done. Returns after how many seconds to look again. Raises `Conflict`."""
+        """Look at one object and do what is to be done. Returns after how many seconds to look again. Raises `Conflict`, `NotYet`."""
         manifest = self._store.get(key)
         await self._remove_orphans(key, manifest["metadata"].get("uid") if manifest else None)
         if manifest is None:

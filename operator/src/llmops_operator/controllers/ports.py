@@ -20,6 +20,10 @@ class NotFound(Exception):
     """There is no such object."""
 
 
+class NotYet(Exception):
+    """It is under way and takes its time: ask again later."""
+
+
 Key = tuple[str, str, str]
 """(kind, namespace, name)"""
 
@@ -62,7 +66,10 @@ class Backend(Protocol):
         """Make `workload` run as said. One that completes and has ended is left as it is."""
 
     async def remove(self, owner: Owner, name: str) -> None:
-        """Stop the workload (signal, grace, kill) and forget it. Returns when it is gone; nothing happens when it never was."""
+        """Stop the workload (signal, grace, kill) and forget it. Returns when it is gone; nothing happens when it never was.
+
+        Raises `NotYet` when it is ending and that takes longer than a worker should wait.
+        """
 
     async def discard_volumes(self, owner: Owner) -> None:
         """Delete the folders of `Scope.OBJECT` of an object that is gone."""
