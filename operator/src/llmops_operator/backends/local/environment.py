@@ -13,6 +13,7 @@ from llmops_operator.backends.local import volumes
 from llmops_operator.backends.local.free_ports import HOST
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.replica_folder import MARK, ReplicaFolder
+from llmops_operator.backends.surroundings import QUIET
 from llmops_operator.domain.workload import Owner, Workload
 
 INHERITED = frozenset(
@@ -49,16 +50,6 @@ INHERITED_PREFIXES = (
     *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "VLLM_", "RAY_", "MLFLOW_"),
 )
 """What the operating system, the machine's accelerators and the libraries of the programs are set up with."""
-
-
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-}
-"""No program reports its use to anybody, unless the user's environment says otherwise."""
 
 
 SHARING = {
