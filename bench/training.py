@@ -112,7 +112,7 @@ def run_bare(folder: Path, config: Path) -> list[float]:
         src=str(Path(__file__).parent), config=str(config), threads=os.cpu_count() or 1,
         output=str(folder / "out"), result=str(folder / "speeds.json"),
     )  # fmt: skip
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=900, env=_environment(folder))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=900, cwd=folder, env=_environment(folder))
     speeds: list[float] = json.loads((folder / "speeds.json").read_text("utf-8"))
     return speeds[WARM_UP - 1 :]
 
@@ -124,6 +124,7 @@ def run_program(folder: Path, config: Path) -> list[float]:
         [sys.executable, "-m", "llmops_services.training", str(config)],
         check=True,
         timeout=900,
+        cwd=folder,
         env=_environment(folder),
     )
     entries = [

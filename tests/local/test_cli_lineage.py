@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +11,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
+from mlflow_server import MlflowServer
 
 from llmops_api.lineage import DatasetContext, ModelType, Tag
 from llmops_api.programs import ObjectId, TrainingConfig
 from llmops_api.v1alpha1 import TrainingJobSpec
-from llmops_api.v1alpha1.embedding_index import IndexVersion, SourceDigest
+from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores, SourceDigest
 from llmops_operator.cli.app import execute
 from llmops_operator.controllers.lineage.writing import write
 from llmops_operator.controllers.lineage_graph.graph import Reference, Unknown, Unreachable
@@ -53,59 +47,16 @@ class Recorded:
     training_run: str
     first_index_run: str
     second_index_run: str
+    held_back_run: str
     service_run: str
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
-    home = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{home}/mlflow.db",
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--artifacts-destination",
-        str(home / "artifacts"),
-        "--serve-artifacts",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=home, env=env)
-    try:
-        _wait_for(f"{url}/health", server, home / "log")
-        yield _record(url, home)
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(10)
+def recorded(mlflow_server: MlflowServer) -> Recorded:
+    return _record(mlflow_server.url)
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-def _record(url: str, folder: Path) -> Recorded:
+def _record(url: str) -> Recorded:
     client = MlflowClient(url, registry_uri=url)
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", url)  # the training program's writer logs artifacts by it
@@ -114,9 +65,13 @@ def _record(url: str, folder: Path) -> Recorded:
     finally:
         patch.undo()
     index = Owner("EmbeddingIndex", "default", "handbook", "uid-index")
-    version = IndexVersion(
-        collection=COLLECTION, fingerprint="0123456789ab", digest="d1", documents=3, chunks=9, dimensions=384
+    asked = RetrievalScores(
+        questions=90, uri="file:///data/questions.jsonl", digest="f6" * 32, recall_at5="0.9", mrr="0.8"
     )
+    version = IndexVersion(
+        collection=COLLECTION, fingerprint="0123456789ab", digest="d1", documents=3, chunks=9, dimensions=384,
+        evaluation=asked,
+    )  # fmt: skip
     sources = (SourceDigest(name="hr", uri="file:///data/hr", documents=3, digest="a1" * 32),)
     first = IndexRecord(index, 1, "kind: EmbeddingIndex\n", version, sources, "pkg://minilm/model", "e5" * 32)
     first_run = write(client, first, last_try=True).run_id
@@ -124,6 +79,11 @@ def _record(url: str, folder: Path) -> Recorded:
     changed = sources[0].model_copy(update={"digest": "b2" * 32})
     second = replace(first, version=version.model_copy(update={"digest": "d2", "documents": 4}), sources=(changed,))
     second_run = write(client, second, last_try=True).run_id
+    time.sleep(0.01)
+    held_back = replace(
+        second, version=second.version.model_copy(update={"digest": "d3"}), gate_passed=False, held_back=True
+    )
+    held_back_run = write(client, held_back, last_try=True).run_id
     service = ServiceRecord(
         Owner("RagService", "default", "handbook-chat", "uid-service"),
         1,
@@ -138,8 +98,9 @@ def _record(url: str, folder: Path) -> Recorded:
     _answer(url)
     assert first_run
     assert second_run
+    assert held_back_run
     assert service_run
-    return Recorded(url, training, first_run, second_run, service_run)
+    return Recorded(url, training, first_run, second_run, held_back_run, service_run)
 
 
 def _training(client: MlflowClient) -> str:
@@ -236,6 +197,7 @@ TRAINING = {
 INDEXING = {
     ("embedding model pkg://minilm/model", "embedding model", "EmbeddingIndex handbook"),
     ("dataset hr", "documents", "EmbeddingIndex handbook"),
+    ("dataset questions", "evaluation", "EmbeddingIndex handbook"),
     ("manifest manifest.yaml", "manifest", "EmbeddingIndex handbook"),
 }
 MODEL = {("TrainingJob handbook-assistant", "training", "model handbook-assistant/1")}
@@ -262,6 +224,7 @@ def test_an_answer_is_of_the_version_that_the_index_had_then(lineage: Any, recor
     ids = {node["id"] for node in json.loads(lineage(f"answer/{ANSWER}", "-o", "json"))["nodes"]}
     assert f"run/{recorded.second_index_run}" in ids
     assert f"run/{recorded.first_index_run}" not in ids
+    assert f"run/{recorded.held_back_run}" not in ids
 
 
 @pytest.mark.parametrize(
@@ -291,6 +254,18 @@ def test_the_uses_of_documents_are_told_by_digest(lineage: Any, recorded: Record
     ids = {node["id"] for node in old["nodes"]}
     assert f"run/{recorded.first_index_run}" in ids
     assert f"run/{recorded.service_run}" not in ids, "the service answers with the newer version"
+
+
+def test_the_uses_of_questions_tell_what_they_kept_back(lineage: Any, recorded: Recorded) -> None:
+    found = json.loads(lineage("--uses", "dataset/questions", "-o", "json"))
+    runs = {node["id"]: node["facts"] for node in found["nodes"] if node["kind"] == "EmbeddingIndex"}
+    made = (recorded.first_index_run, recorded.second_index_run, recorded.held_back_run)
+    assert runs.keys() == {f"run/{run}" for run in made}
+    assert (runs[f"run/{recorded.held_back_run}"]["gate"], runs[f"run/{recorded.held_back_run}"]["held_back"]) == (
+        "failed", "true",
+    )  # fmt: skip
+    [line] = [line for line in lineage("--uses", "dataset/questions").splitlines() if "held back by its gate" in line]
+    assert "EmbeddingIndex handbook" in line
 
 
 def test_the_uses_of_models_and_objects(lineage: Any) -> None:

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from mlflow_server import MlflowServer
+from waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -64,14 +66,6 @@ class Engine:
         )
 
 
-def until(holds: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Wait for `holds`."""
-    start = time.monotonic()
-    while not holds():
-        assert time.monotonic() - start < seconds, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -79,42 +73,15 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-        "--serve-artifacts",
-    ]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-
-    def healthy() -> bool:
-        try:
-            return httpx.get(f"{url}/health").is_success
-        except httpx.HTTPError:
-            return False
-
-    try:
-        until(healthy, seconds=60, what="MLflow")
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory, tiny_chat_model: Path, mlflow_url: str) -> Iterator[Engine]:
+def engine(
+    tmp_path_factory: pytest.TempPathFactory, tiny_chat_model: Path, mlflow_server: MlflowServer
+) -> Iterator[Engine]:
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("engine")
     (folder / "config").mkdir()
     subprocess.run([sys.executable, "-c", PEFT, str(tiny_chat_model), str(folder), "4", "24"], check=True, timeout=120)
-    client, registered = MlflowClient(tracking_uri=mlflow_url), {}
+    client, registered = MlflowClient(tracking_uri=mlflow_server.url), {}
     run = client.create_run(client.create_experiment("adapters"))
     client.create_registered_model("tiny")
     for rank in (4, 24):
@@ -134,14 +101,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory, tiny_chat_model: Path, mlfl
     }
     (folder / "config" / "engine.json").write_text(json.dumps(config))
     port = free_port()
-    env = os.environ | {"LLMOPS_PORT": str(port), "LLMOPS_HOST": "127.0.0.1", "MLFLOW_TRACKING_URI": mlflow_url}
+    env = os.environ | {"LLMOPS_PORT": str(port), "LLMOPS_HOST": "127.0.0.1", "MLFLOW_TRACKING_URI": mlflow_server.url}
     env |= {"LLMOPS_CACHE_DIR": str(folder / "cache"), "LLMOPS_RESULT_FILE": str(folder / "result.json")}
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "llmops_services.engine", "config/engine.json"]
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
     started = Engine(process, f"http://127.0.0.1:{port}", folder, registered)
     try:
-        until(lambda: "base" in started.models() or process.poll() is not None, seconds=400, what="vLLM")
+        wait_until(lambda: "base" in started.models() or process.poll() is not None, "vLLM", seconds=400)
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         yield started
     finally:
@@ -153,7 +120,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, tiny_chat_model: Path, mlfl
 def test_an_adapter_that_is_asked_for_is_served_without_a_restart(engine: Engine) -> None:
     vllm = engine.vllm()
     engine.want(("tiny-v1", engine.registered[4]))
-    until(lambda: "tiny-v1" in engine.models(), seconds=30, what="the adapter")
+    wait_until(lambda: "tiny-v1" in engine.models(), "the adapter", seconds=30)
     assert engine.vllm() == vllm
     assert engine.answer("tiny-v1") != engine.answer("base")
 
@@ -163,19 +130,19 @@ def test_a_wrong_live_file_and_a_missing_version_leave_what_is_served_as_it_is(e
     time.sleep(1.5)
     assert engine.models() == {"base", "tiny-v1"}
     engine.want(("tiny-v1", engine.registered[4]), ("tiny-v99", "mlflow://tiny/99"))
-    until(lambda: "tiny/99" in (engine.folder / "log").read_text(), seconds=20, what="a word about version 99")
+    wait_until(lambda: "tiny/99" in (engine.folder / "log").read_text(), "a word about version 99", seconds=20)
     assert engine.models() == {"base", "tiny-v1"}
 
 
 def test_an_adapter_that_is_no_longer_asked_for_is_unloaded(engine: Engine) -> None:
     engine.want()
-    until(lambda: engine.models() == {"base"}, seconds=10, what="the adapter to go")
+    wait_until(lambda: engine.models() == {"base"}, "the adapter to go", seconds=10)
 
 
 def test_an_adapter_of_a_higher_rank_makes_vllm_start_anew_with_room_for_it(engine: Engine) -> None:
     vllm = engine.vllm()
     engine.want(("tiny-v1", engine.registered[4]), ("tiny-v2", engine.registered[24]))
-    until(lambda: engine.models() >= {"base", "tiny-v1", "tiny-v2"}, seconds=300, what="both adapters after a restart")
+    wait_until(lambda: engine.models() >= {"base", "tiny-v1", "tiny-v2"}, "both adapters after a restart", seconds=300)
     assert engine.vllm() != vllm
     assert "--max-lora-rank 32" in (engine.folder / "log").read_text()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import openai
 import pytest
+from mlflow_server import MlflowServer
 
 from llmops_api.lineage import Tag
 
@@ -84,7 +85,9 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, tiny_embedding_model: Path) -> Iterator[Stack]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory, tiny_embedding_model: Path, mlflow_server: MlflowServer
+) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("retrieval")
     documents = folder / "documents"
     documents.mkdir()
@@ -92,7 +95,6 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_embedding_model: Path
         (documents / name).write_text(text)
     model = f"file://{tiny_embedding_model}"
     with ExitStack() as processes:
-        mlflow = processes.enter_context(_mlflow(folder))
         store = processes.enter_context(stack.vector_store(folder))
         stack.build_index(
             folder, store.url, "handbook", documents, model, chunking={"maxTokens": 64, "overlapTokens": 0}
@@ -103,19 +105,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_embedding_model: Path
             [engine.url], indexes=[INDEX], retrieval={"minScore": "-1", "topK": 3}, mlflowExperiment="llmops/default",
             mlflowModelId="m-0123456789abcdef0123456789abcdef",
         )  # fmt: skip
-        env = {"QDRANT_URL": store.url, "MLFLOW_TRACKING_URI": _url(mlflow), "MLFLOW_TRACE_SAMPLING_RATIO": "0"}
+        env = {"QDRANT_URL": store.url, "MLFLOW_TRACKING_URI": mlflow_server.url, "MLFLOW_TRACE_SAMPLING_RATIO": "0"}
         gateway = processes.enter_context(stack.gateway(folder, config, **env))
-        yield Stack(folder, store, engine, echo, model, _url(mlflow), config, gateway)
-
-
-def _mlflow(folder: Path) -> Any:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
-    return stack.process(command, folder / "mlflow.log", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder)
-
-
-def _url(process: Any) -> str:
-    return str(stack.printed(process, r"running on (http://127\.0\.0\.1:\d+)"))
+        yield Stack(folder, store, engine, echo, model, mlflow_server.url, config, gateway)
 
 
 def test_retrieve_finds_chunks_with_where_they_stand(running: Stack) -> None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow_server import MlflowServer
 
 from llmops_api.lineage import ModelType, Tag
 from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores, SourceDigest
@@ -39,51 +34,9 @@ INDEX: Key = ("EmbeddingIndex", "docs", "handbook")
 SERVICE: Key = ("RagService", "docs", "chat")
 
 
-class Server:
-    """An MLflow server on sqlite that can be stopped and started again on the same port."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.home}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.home / "artifacts"), "--serve-artifacts", "--workers", "1"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        log = (self.home / "log").open("ab")
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=self.home)
-        log.close()
-        end = time.monotonic() + 180
-        while time.monotonic() < end:
-            assert self.process.poll() is None, (self.home / "log").read_text()
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError((self.home / "log").read_text())
-
-    def stop(self) -> None:
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def client(server: Server) -> MlflowClient:
-    return MlflowClient(tracking_uri=server.url, registry_uri=server.url)
+def client(mlflow_server: MlflowServer) -> MlflowClient:
+    return MlflowClient(tracking_uri=mlflow_server.url, registry_uri=mlflow_server.url)
 
 
 class News:
@@ -107,8 +60,8 @@ class News:
 
 
 @pytest.fixture
-async def news(server: Server) -> AsyncIterator[News]:
-    news = News(MlflowLineage(server.url, poll=0.3, retry=0.2, retry_cap=0.5))
+async def news(mlflow_server: MlflowServer) -> AsyncIterator[News]:
+    news = News(MlflowLineage(mlflow_server.url, poll=0.3, retry=0.2, retry_cap=0.5))
     yield news
     await asyncio.to_thread(news.lineage.stop)
 
@@ -125,7 +78,9 @@ def index_record(uid: str, digest: str = "d1", collection: str = "docs.handbook.
         documents=3,
         chunks=9,
         dimensions=384,
-        evaluation=RetrievalScores(questions=10, recall_at5="0.9", mrr="0.75"),
+        evaluation=RetrievalScores(
+            questions=10, uri="file:///data/questions.jsonl", digest="c4" * 32, recall_at5="0.9", mrr="0.75"
+        ),
     )
     sources = (SourceDigest(name="hr", uri="file:///data/hr", documents=3, digest="a1" * 32),)
     return IndexRecord(
@@ -189,10 +144,16 @@ async def test_an_index_version_is_a_run_with_its_documents_its_embedding_model_
     assert run.data.tags[Tag.GENERATION.value] == "2"
     assert run.data.metrics == {"recall_at_5": 0.9, "mrr": 0.75}
     assert run.data.params["chunks"] == "9"
-    [dataset] = run.inputs.dataset_inputs
-    assert (dataset.dataset.name, dataset.dataset.digest) == ("hr", "a1" * 16)
-    assert json.loads(dataset.dataset.profile)["sha256"] == "a1" * 32
-    assert [(tag.key, tag.value) for tag in dataset.tags] == [("mlflow.data.context", "documents")]
+    data = {
+        one.dataset.name: (one.dataset, [(tag.key, tag.value) for tag in one.tags]) for one in run.inputs.dataset_inputs
+    }
+    assert data.keys() == {"hr", "questions"}
+    documents, context = data["hr"]
+    assert (documents.digest, context) == ("a1" * 16, [("mlflow.data.context", "documents")])
+    assert json.loads(documents.profile)["sha256"] == "a1" * 32
+    questions, context = data["questions"]
+    assert (questions.digest, context) == ("c4" * 16, [("mlflow.data.context", "evaluation")])
+    assert json.loads(questions.profile)["num_rows"] == 10
     [embedding] = run.inputs.model_inputs
     assert client.get_logged_model(embedding.model_id).tags[Tag.URI.value] == "pkg://minilm/model"
     [output] = run.outputs.model_outputs
@@ -208,17 +169,36 @@ async def test_an_index_version_is_a_run_with_its_documents_its_embedding_model_
 
 
 async def test_the_same_record_asked_for_again_by_another_control_plane_is_the_same_run(
-    server: Server, news: News, client: MlflowClient
+    mlflow_server: MlflowServer, news: News, client: MlflowClient
 ) -> None:
     record = index_record("uid-index-2")
     news.lineage.record(INDEX, record)
     await news.until(lambda: recorded(news, "uid-index-2", record.key) is not None)
-    other = News(MlflowLineage(server.url))
+    other = News(MlflowLineage(mlflow_server.url))
     other.lineage.record(INDEX, record)
     await other.until(lambda: recorded(other, "uid-index-2", record.key) is not None)
     await asyncio.to_thread(other.lineage.stop)
     assert recorded(other, "uid-index-2", record.key) == recorded(news, "uid-index-2", record.key)
     assert len(runs_of(client, "uid-index-2")) == 1
+
+
+async def test_a_version_that_is_held_back_is_a_run_with_its_scores_and_nothing_to_use(
+    news: News, client: MlflowClient
+) -> None:
+    served = index_record("uid-index-5")
+    held_back = replace(served, gate_passed=False, gate_message="recall@5 is 0.90, below the 0.95", held_back=True)
+    for record in (held_back, served):
+        news.lineage.record(INDEX, record)
+        await news.until(lambda key=record.key: recorded(news, "uid-index-5", key) is not None)  # type: ignore[misc]
+    told = recorded(news, "uid-index-5", held_back.key)
+    assert told is not None
+    run = client.get_run(str(told.run_id))
+    assert {key: run.data.tags.get(key) for key in (Tag.HELD_BACK, Tag.GATE, Tag.GATE_MESSAGE)} == {
+        Tag.HELD_BACK: "true", Tag.GATE: "failed", Tag.GATE_MESSAGE: "recall@5 is 0.90, below the 0.95",
+    }  # fmt: skip
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"recall_at_5": 0.9, "mrr": 0.75})
+    assert (run.outputs.model_outputs, told.model_id) == ([], None)
+    assert len(runs_of(client, "uid-index-5")) == 2, "when it is served it is recorded as such"
 
 
 async def test_documents_that_changed_in_place_are_another_run_of_the_same_collection(
@@ -324,7 +304,7 @@ async def test_a_deleted_experiment_is_brought_back(news: News, client: MlflowCl
 
 
 async def test_while_mlflow_is_away_it_is_said_since_when_and_written_afterwards(tmp_path: Path) -> None:
-    server = Server(tmp_path)
+    server = MlflowServer(tmp_path)
     news = News(MlflowLineage(server.url, retry=0.2, retry_cap=0.5, poll=0.3))
     record = index_record("uid-away")
     reference = RegisteredModel(name="away", alias="champion")

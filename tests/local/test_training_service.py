@@ -6,18 +6,17 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from mlflow_server import MlflowServer
+from waiting import wait_until
 
 from llmops_api.lineage import DatasetContext, ModelType, Tag
 from llmops_api.programs import ExitCode, TrainingConfig
@@ -30,64 +29,6 @@ from llmops_services.uris import local_path
 pytestmark = pytest.mark.timeout(280)
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
-
-
-def _wait(what: str, holds: Callable[[], Any], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-
-
-@dataclass
-class Server:
-    """An MLflow server that can be made not to answer."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        for process in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
-            process.send_signal(number)
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts",
-        "--serve-artifacts",
-    ]  # fmt: skip
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    server = Server(f"http://127.0.0.1:{port}", process)
-
-    def healthy() -> bool:
-        assert process.poll() is None, (folder / "log").read_text("utf-8")
-        try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5) as reply:
-                return bool(reply.status == 200)
-        except OSError:
-            return False
-
-    try:
-        _wait("the MLflow server", healthy)
-        yield server
-    finally:
-        server.resume()
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
 
 
 @dataclass
@@ -161,7 +102,7 @@ def _lines(count: int, seed: int) -> str:
 
 
 @pytest.fixture
-def job(tmp_path: Path, mlflow_server: Server, tiny_chat_model: Path, request: pytest.FixtureRequest) -> Job:
+def job(tmp_path: Path, mlflow_server: MlflowServer, tiny_chat_model: Path, request: pytest.FixtureRequest) -> Job:
     """A LoRA training of 20 steps with evaluation and gate; tests change its spec before they start it."""
     folder = tmp_path / request.node.name.removeprefix("test_").replace("_", "-")[:40]
     folder.mkdir()
@@ -184,7 +125,7 @@ def job(tmp_path: Path, mlflow_server: Server, tiny_chat_model: Path, request: p
 
 
 @pytest.fixture
-def client(mlflow_server: Server) -> Any:
+def client(mlflow_server: MlflowServer) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(mlflow_server.url, mlflow_server.url)
@@ -269,23 +210,25 @@ def _check_adapter(folder: Path, base: Path) -> None:
     assert (before - after).abs().max() > 0.1
 
 
-def test_killed_and_cut_off_from_mlflow_it_ends_the_same(job: Job, client: Any, mlflow_server: Server) -> None:
+def test_killed_and_cut_off_from_mlflow_it_ends_the_same(job: Job, client: Any, mlflow_server: MlflowServer) -> None:
     job.spec["hyperparameters"]["maxSteps"] = 60
     job.spec["evaluation"]["gate"]["minImprovement"] = "99"
     first = job.start()
-    _wait("two checkpoints", lambda: (job.state.latest_checkpoint() or Path("step-0")).name not in ("step-0", "step-5"))
+    wait_until(
+        lambda: (job.state.latest_checkpoint() or Path("step-0")).name not in ("step-0", "step-5"), "two checkpoints"
+    )
     processes = psutil.Process(first.pid).children(recursive=True)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait(10)
     assert job.state.finished() is None
-    _wait("Ray and its workers to go", lambda: not any(_lives(process) for process in processes), 60)
+    wait_until(lambda: not any(_lives(process) for process in processes), "Ray and its workers to go", seconds=60)
     reached = int((job.state.latest_checkpoint() or Path("step-0")).name.removeprefix("step-"))
     assert 5 < reached < 60
 
     mlflow_server.pause()
     second = job.start()
     try:
-        _wait("the training to end without MLflow", lambda: job.state.finished() is not None, 150)
+        wait_until(lambda: job.state.finished() is not None, "the training to end without MLflow", seconds=150)
     finally:
         mlflow_server.resume()
     result = job.end(second)

@@ -9,7 +9,7 @@ import pytest
 
 from llmops_api.programs import IndexingAction, IndexingConfig
 from llmops_api.v1alpha1 import EmbeddingIndex, EmbeddingIndexStatus
-from llmops_api.v1alpha1.embedding_index import IndexVersion
+from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores
 from llmops_api.v1alpha1.meta import Attempt, Condition, Progress
 from llmops_operator.domain.conditions import find
 from llmops_operator.domain.decision import Decision
@@ -280,8 +280,44 @@ def test_a_first_version_that_fails_its_gate_serves_nothing() -> None:
     )
     assert decision.status.version is None
     assert said(decision, "Serving")[:2] == ("False", "NothingServed")
-    assert decision.record is None
     assert decision.status.phase == "Pending"
+
+
+def test_a_version_that_is_held_back_is_recorded_beside_the_one_that_is_served() -> None:
+    asked = RetrievalScores(questions=9, uri="file:///q.jsonl", digest="0123456789abcdef", recall_at5="0.5", mrr="0.4")
+    candidate = IndexVersion(collection="default.handbook.bbb", fingerprint="bbb", digest="d9", evaluation=asked)
+    facts = {
+        "serving": VERSION.dump(),
+        "candidate": candidate.dump(),
+        "gatePassed": False,
+        "gateMessage": "recall@5 0.5 < 0.8",
+    }
+    before = with_attempts(over(1), running(2)).model_copy(update={"run_id": "run-1"})
+    decision = look(before, result(**facts))
+    record = decision.record
+    assert isinstance(record, IndexRecord)
+    assert (record.version, record.held_back, record.gate_passed) == (candidate, True, False)
+    assert record.gate_message == "recall@5 0.5 < 0.8"
+    assert (record.key, decision.status.run_id) == ("default.handbook.bbb@d9/0123456789/held-back", "run-1")
+    assert said(decision, "LineageRecorded")[1] == "Recording"
+
+    written = RecordState(by_key={record.key: Recorded("run-2")})
+    after = look(decision.status, records=written)
+    assert (after.record, after.status.run_id) == (None, "run-1")
+    assert said(after, "LineageRecorded") == ("True", "Recorded", "run run-2 in MLflow")
+
+    again = look(after.status.model_copy(update={"attempts": (over(1), running(2))}), result(**facts), records=written)
+    assert again.record is None
+    served = result(serving=candidate.dump(), gatePassed=True, gateMessage="recall@5 0.9")
+    passed = look(after.status.model_copy(update={"attempts": (over(1), running(2))}), served, records=written).record
+    assert isinstance(passed, IndexRecord)
+    assert (passed.key, passed.held_back) == ("default.handbook.bbb@d9/0123456789", False)
+
+
+def test_a_served_version_keeps_its_run_when_that_is_written_after_the_next_one_was_held_back() -> None:
+    status = SYNCED.model_copy(update={"candidate": VERSION.model_copy(update={"digest": "d9"}), "run_id": None})
+    decision = look(status, records=RecordState(by_key={"default.handbook.aaa@d1": Recorded("run-1", "http://run-1")}))
+    assert (decision.status.run_id, decision.status.run_url) == ("run-1", "http://run-1")
 
 
 FAILURES: dict[str, tuple[int, str, str, str]] = {

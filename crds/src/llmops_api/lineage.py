@@ -21,6 +21,11 @@ class Tag(StrEnum):
     REVISION = "llmops.dev/revision"
     COLLECTIONS = "llmops.dev/collections"
     """JSON object: collection by index name."""
+    GATE = "llmops.dev/gate"
+    """`passed` or `failed`; what there is no gate for has no such tag."""
+    GATE_MESSAGE = "llmops.dev/gate-message"
+    HELD_BACK = "llmops.dev/held-back"
+    """`true` on the run of an index version that its gate kept from being served."""
     MODEL = "llmops.dev/model"
     """The name that the engine was asked for."""
 
@@ -43,7 +48,7 @@ class DatasetContext(StrEnum):
     DOMAIN_EVALUATION = "domain-evaluation"
     GENERAL_EVALUATION = "general-evaluation"
     DOCUMENTS = "documents"
-    RETRIEVAL_EVALUATION = "retrieval-evaluation"
+    EVALUATION = "evaluation"
 
 
 DATASET_CONTEXT = "mlflow.data.context"

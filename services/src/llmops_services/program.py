@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from llmops_api.programs import Env, ExitCode, Failure
 from llmops_api.v1alpha1.meta import Model, Progress
+from llmops_services.shortages import disk_full
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +101,12 @@ def run_program(main: Callable[[str], BaseModel | None]) -> None:
             "OutOfMemory",
             str(error) or "not enough memory: lower batchSize or the lengths, or give more memory",
         )
-    except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+    except Exception as error:
+        if not disk_full(error):
             raise
+        where = getattr(error, "filename", None) or "a file"
         _fail(
-            ExitCode.TRY_AGAIN,
-            "DiskFull",
-            f"{error.filename or 'a file'}: no space left on the disk; free some, it goes on by itself",
+            ExitCode.TRY_AGAIN, "DiskFull", f"{where}: no space left on the disk; free some, it goes on by itself"
         )
     else:
         if isinstance(result, Model) and (path := os.environ.get(Env.RESULT_FILE)):

@@ -150,9 +150,13 @@ class EmbeddingIndexCondition(StrEnum):
 
 
 class RetrievalScores(Model):
-    """How well the labelled questions find their documents: the share found among the first five, and mean reciprocal rank."""
+    """How well the labelled questions find their documents: the share found among the first five, and mean reciprocal rank.
+    `uri` and `digest` (sha256, in hex) are those of the file of questions.
+    """
 
     questions: int
+    uri: str = ""
+    digest: str = ""
     recall_at5: Annotated[DecimalString, Field(alias="recallAt5")]
     mrr: DecimalString
 
@@ -197,13 +201,14 @@ class SyncCounts(Model):
 
 
 class EmbeddingIndexStatus(Model):
-    """What the index holds and serves."""
+    """What the index holds and serves. `candidate` is a newer version that its gate keeps from being served."""
 
     observed_generation: int = 0
     conditions: Conditions = ()
     phase: str = "Pending"
     alias: str | None = None
     version: IndexVersion | None = None
+    candidate: IndexVersion | None = None
     documents: int = 0
     chunks: int = 0
     sources: Annotated[tuple[SourceDigest, ...], Field(max_length=64)] = ()

@@ -26,7 +26,7 @@ SHOWN: Mapping[str, tuple[str, ...]] = {
     "answer": ("question", "at"),
     "document": ("lines", "cited", "title"),
     "TrainingJob": ("status", "run"),
-    "EmbeddingIndex": ("version", "documents", "chunks"),
+    "EmbeddingIndex": ("version", "documents", "chunks", "held_back"),
     "RagService": ("version", "model"),
     "model": ("aliases", "type"),
     "dataset": ("num_rows", "documents", "digest", "uri"),
@@ -50,6 +50,7 @@ PHRASES = {
     "model": "model {}",
     "type": "{}",
     "generation": "generation {}",
+    "held_back": "held back by its gate",
 }
 
 

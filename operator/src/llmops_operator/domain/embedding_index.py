@@ -22,7 +22,7 @@ from llmops_operator.domain.conditions import Aspect, carried, fails, find, hold
 from llmops_operator.domain.decision import Decision, Event, normal, object_id, owner_of, transitions, warning, without
 from llmops_operator.domain.files import CACHE, STATE, config_file, program
 from llmops_operator.domain.fingerprint import workload_name
-from llmops_operator.domain.lineage import RECORDING, IndexRecord, Recorded, RecordState, lineage_aspect
+from llmops_operator.domain.lineage import RECORDING, IndexRecord, Recorded, RecordState, lineage_aspect, version_key
 from llmops_operator.domain.placement import asked, placed
 from llmops_operator.domain.timing import Timing, parse_timestamp, seconds_since, timestamp
 from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
@@ -32,6 +32,8 @@ FINALIZER = "llmops.dev/collections"
 SYNC_REQUESTED = "llmops.dev/sync-requested-at"
 """An annotation with a time: a sync that began before it is not good enough."""
 MAX_ATTEMPTS = 16
+NO_GATE = "NoGate"
+"""The reason of GatePassed when nothing is asked of a version."""
 WHAT_TO_LOWER = "lower embedding.batchSize, or raise compute.resources.memory"
 On = EmbeddingIndexCondition
 
@@ -186,13 +188,11 @@ def _failed(attempt: Attempt) -> Aspect:
 def _taken(i: IndexInput, result: IndexingResult) -> tuple[EmbeddingIndexStatus, dict[str, Aspect]]:
     """The status and conditions after a sync that ended well."""
     old, serving, counts = i.index.status, result.serving, result.counts
-    moved = serving is not None and (
-        old.version is None or _record_key(old) != f"{serving.collection}@{serving.digest}"
-    )
     status = old.model_copy(
         update={
             "alias": result.alias,
             "version": serving,
+            "candidate": result.candidate,
             "documents": serving.documents if serving else 0,
             "chunks": serving.chunks if serving else 0,
             "sources": result.sources,
@@ -201,9 +201,10 @@ def _taken(i: IndexInput, result: IndexingResult) -> tuple[EmbeddingIndexStatus,
             "rejected": result.rejected,
             "rejected_count": result.rejected_count,
             "embedding_model_digest": result.embedding_model_digest or None,
-            **({"run_id": None, "run_url": None} if moved else {}),
         }
     )
+    if _served_key(status) != _served_key(old):
+        status = status.model_copy(update={"run_id": None, "run_url": None})
     seen = result.candidate or serving
     held = f"{seen.documents} documents, {seen.chunks} chunks; " if seen else ""
     rejected = (
@@ -212,19 +213,23 @@ def _taken(i: IndexInput, result: IndexingResult) -> tuple[EmbeddingIndexStatus,
     did = f"{counts.added} added, {counts.updated} updated, {counts.deleted} deleted, {counts.unchanged} unchanged"
     aspects: dict[str, Aspect] = {On.SYNCED: holds("Synced", f"{held}{did}{rejected}")}
     if result.gate_passed is None:
-        aspects[On.GATE_PASSED] = holds("NoGate", "evaluation.gate is not set: each version passes")
+        aspects[On.GATE_PASSED] = holds(NO_GATE, "evaluation.gate is not set: each version passes")
     elif result.gate_passed:
         aspects[On.GATE_PASSED] = holds("GatePassed", result.gate_message)
     else:
         aspects[On.GATE_PASSED] = fails("GateNotPassed", result.gate_message)
-    if moved:
+    if _newest_key(status) not in (None, _newest_key(old)):
         aspects[On.LINEAGE_RECORDED] = RECORDING
     return status, aspects
 
 
-def _record_key(status: EmbeddingIndexStatus) -> str:
-    assert status.version is not None
-    return f"{status.version.collection}@{status.version.digest}"
+def _served_key(status: EmbeddingIndexStatus) -> str | None:
+    return version_key(status.version, held_back=False) if status.version else None
+
+
+def _newest_key(status: EmbeddingIndexStatus) -> str | None:
+    """The key of the record of the last sync: of the version that is held back, or else of the one that is served."""
+    return version_key(status.candidate, held_back=True) if status.candidate else _served_key(status)
 
 
 def _decision(
@@ -249,7 +254,7 @@ def _decision(
     aspects[On.SYNCED] = _synced(i, tries, aspects.get(On.SYNCED), started=started)
     gate = aspects.get(On.GATE_PASSED) or carried(status.conditions, On.GATE_PASSED)
     aspects[On.SERVING] = _serving(status, gate)
-    status, record = _recorded(i, status, aspects)
+    status, record = _recorded(i, status, aspects, gate)
     parts = (aspects[On.ACCEPTED], aspects[On.SYNCED], gate, aspects[On.SERVING])
     aspects[On.READY] = summarised(parts, holds("Ready", aspects[On.SERVING].message))
     told = transitions(i.index.status.conditions, aspects)
@@ -306,27 +311,31 @@ def _serving(status: EmbeddingIndexStatus, gate: Aspect) -> Aspect:
 
 
 def _recorded(
-    i: IndexInput, status: EmbeddingIndexStatus, aspects: dict[str, Aspect]
+    i: IndexInput, status: EmbeddingIndexStatus, aspects: dict[str, Aspect], gate: Aspect
 ) -> tuple[EmbeddingIndexStatus, IndexRecord | None]:
-    """The served version as a record, until it is known to be written. Sets LineageRecorded in `aspects`."""
+    """The newest version as a record, until it is known to be written. Sets LineageRecorded in `aspects`."""
+    served, key = _served_key(status), _newest_key(status)
+    if status.run_id is None and served and isinstance(state := i.records.of(served), Recorded):
+        status = status.model_copy(update={"run_id": state.run_id, "run_url": state.run_url})
+    newest = status.candidate or status.version
     known = is_true(status.conditions, On.LINEAGE_RECORDED) and On.LINEAGE_RECORDED not in aspects
-    if status.version is None or known:
+    if newest is None or key is None or known:
         return status, None
-    key = _record_key(status)
     aspects[On.LINEAGE_RECORDED] = lineage_aspect(i.records, key)
-    state = i.records.of(key)
-    if isinstance(state, Recorded):
-        return status.model_copy(update={"run_id": state.run_id, "run_url": state.run_url}), None
-    if not i.records.enabled:
+    if isinstance(i.records.of(key), Recorded) or not i.records.enabled:
         return status, None
+    verdict = {ConditionStatus.TRUE: True, ConditionStatus.FALSE: False}.get(gate.status)
     record = IndexRecord(
         owner=owner_of(KIND, i.index.metadata),
         generation=i.index.metadata.generation,
         manifest=i.manifest(),
-        version=status.version,
+        version=newest,
         sources=status.sources,
         embedding_uri=i.index.spec.embedding.model.uri,
         embedding_digest=status.embedding_model_digest or "",
+        gate_passed=None if gate.reason == NO_GATE else verdict,
+        gate_message="" if gate.reason == NO_GATE else gate.message,
+        held_back=status.candidate is not None,
     )
     return status, record
 

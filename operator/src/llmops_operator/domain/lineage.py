@@ -13,7 +13,10 @@ from llmops_operator.domain.workload import Owner
 
 @dataclass(frozen=True)
 class IndexRecord:
-    """A version of an index that is served, as a run: documents and embedding model in, vector index out."""
+    """A version of an index, as a run: documents, questions and embedding model in, vector index out.
+
+    One that its gate has held back is a run of its own, without anything that could be used.
+    """
 
     owner: Owner
     generation: int
@@ -22,11 +25,20 @@ class IndexRecord:
     sources: tuple[SourceDigest, ...]
     embedding_uri: str
     embedding_digest: str
+    gate_passed: bool | None = None
+    gate_message: str = ""
+    held_back: bool = False
 
     @property
     def key(self) -> str:
         """What tells this record from the other ones of the object."""
-        return f"{self.version.collection}@{self.version.digest}"
+        return version_key(self.version, held_back=self.held_back)
+
+
+def version_key(version: IndexVersion, *, held_back: bool) -> str:
+    """The key of the record of a version: other documents, other questions or another verdict are another record."""
+    measured = f"/{version.evaluation.digest[:10]}" if version.evaluation and version.evaluation.digest else ""
+    return f"{version.collection}@{version.digest}{measured}{'/held-back' if held_back else ''}"
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Question:
 class Questions:
     """The answerable questions of a file; `digest` is of the whole file."""
 
+    uri: str
     questions: tuple[Question, ...]
     digest: str
 
@@ -64,7 +65,7 @@ def load_questions(uri: str) -> Questions:
             "QuestionsMissing",
             f"evaluation.questions: {path} holds no answerable question; write some, or remove evaluation",
         )
-    return Questions(tuple(questions), hashlib.sha256(raw).hexdigest())
+    return Questions(uri, tuple(questions), hashlib.sha256(raw).hexdigest())
 
 
 def _question(path: Path, number: int, line: str) -> Question | None:
@@ -110,7 +111,7 @@ def evaluate(collection: str, questions: Questions, embedder: Embedder, *, spars
         batch = questions.questions[first : first + _BATCH]
         vectors = embedder.encode_queries([question.text for question in batch]).tolist()
         ranks += patiently(lambda batch=batch, vectors=vectors: asyncio.run(_ranks(collection, batch, vectors, sparse)))  # type: ignore[misc]
-    return scores(ranks)
+    return scores(ranks).model_copy(update={"uri": questions.uri, "digest": questions.digest})
 
 
 async def _ranks(

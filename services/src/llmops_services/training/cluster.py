@@ -14,6 +14,7 @@ from typing import Any
 
 from llmops_api.programs import ExitCode, TrainingConfig
 from llmops_services.program import TryAgain, UserError
+from llmops_services.shortages import oom_kills
 from llmops_services.training.state import State
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def fit(config: TrainingConfig, state: State, started: Callable[[], None]) -> No
     compute = config.spec.compute
     scratch = ray_folder(state)
     _start_ray(compute.workers, scratch)
+    killed_before = oom_kills()
     try:
         started()
         threads = _threads(config)
@@ -70,7 +72,8 @@ def fit(config: TrainingConfig, state: State, started: Callable[[], None]) -> No
         causes = list(error.worker_failures.values())
         ended = next((end for cause in causes if (end := _find(cause, WorkerEnded))), None)
         if ended is None:
-            if any(_find(cause, ray.exceptions.OutOfMemoryError) for cause in causes):
+            out_of_memory = any(_find(cause, ray.exceptions.OutOfMemoryError) for cause in causes)
+            if out_of_memory or oom_kills() > killed_before:
                 raise MemoryError(OUT_OF_MEMORY) from error
             if any(_find(cause, ray.exceptions.RayActorError) for cause in causes):
                 raise TryAgain("WorkerLost", f"a training worker died: {str(causes[0]).splitlines()[0]}") from error

@@ -106,8 +106,8 @@ def _scores(client: MlflowClient, run_id: str, model_id: str, finished: Finished
                 )  # fmt: skip
     gate = finished.evaluation
     tags = [
-        RunTag("llmops.dev/gate", "passed" if gate.gate_passed else "failed"),
-        RunTag("llmops.dev/gate-message", gate.gate_message),
+        RunTag(Tag.GATE.value, "passed" if gate.gate_passed else "failed"),
+        RunTag(Tag.GATE_MESSAGE.value, gate.gate_message),
     ]
     client.log_batch(run_id, metrics=metrics, tags=tags)
 

@@ -20,6 +20,7 @@ from llmops_services.evaluation.gate import decide_gate
 from llmops_services.evaluation.measure import MAX_GENERATED, HeldOut, evenly_spaced, measure
 from llmops_services.evaluation.scores import Measured, summarize
 from llmops_services.program import TryAgain, UserError
+from llmops_services.shortages import disk_full, memory_short
 from llmops_services.training.data import read_examples
 from llmops_services.training.journal import JournalWriter
 from llmops_services.training.progress import AFTER, BEFORE, LOADING, Reporter
@@ -62,13 +63,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         raise WorkerEnded(ExitCode.USER_ERROR, error.reason, str(error)) from error
     except TryAgain as error:
         raise WorkerEnded(ExitCode.TRY_AGAIN, error.reason, str(error)) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise WorkerEnded(ExitCode.OUT_OF_MEMORY, "OutOfMemory", OUT_OF_MEMORY) from error
-    except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
-            raise
-        message = f"{error.filename or 'the state folder'}: no space left on the disk; free some, it goes on by itself"
-        raise WorkerEnded(ExitCode.TRY_AGAIN, "DiskFull", message) from error
+    except Exception as error:
+        if memory_short(error):
+            raise WorkerEnded(ExitCode.OUT_OF_MEMORY, "OutOfMemory", OUT_OF_MEMORY) from error
+        if disk_full(error):
+            message = f"{settings['state']}: no space left on the disk; free some, it goes on by itself"
+            raise WorkerEnded(ExitCode.TRY_AGAIN, "DiskFull", message) from error
+        raise
 
 
 OUT_OF_MEMORY = (

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from mlflow import MlflowClient
 from mlflow.entities import (
@@ -60,29 +62,49 @@ def _index(client: MlflowClient, record: IndexRecord) -> Recorded:
         "chunks": str(version.chunks),
         "dimensions": str(version.dimensions),
     }
-    run = _run(client, experiment, record, version.collection, facts)
-    context = [InputTag(DATASET_CONTEXT, DatasetContext.DOCUMENTS.value)]
+    run = _run(client, experiment, record, version.collection, facts, _verdict(record))
     datasets = [
-        Dataset(
-            name=source.name,
-            digest=digest32(source.digest),
-            source_type="llmops",
-            source=json.dumps({"uri": source.uri}),
-            profile=json.dumps({"documents": source.documents, "sha256": source.digest}),
-        )
+        _dataset(DatasetContext.DOCUMENTS, source.name, source.uri, source.digest, documents=source.documents)
         for source in record.sources
     ]
+    if version.evaluation and version.evaluation.digest:
+        asked = version.evaluation
+        name = PurePosixPath(asked.uri.partition("://")[2]).stem
+        datasets.append(_dataset(DatasetContext.EVALUATION, name, asked.uri, asked.digest, num_rows=asked.questions))
     embedding = _model_of_uri(client, experiment, record.embedding_uri, ModelType.EMBEDDING, record.embedding_digest)
     client.log_inputs(
         run.info.run_id,
         models=[LoggedModelInput(embedding)] if embedding else [],
-        datasets=[DatasetInput(dataset, context) for dataset in datasets],
+        datasets=datasets,
     )
     if version.evaluation is not None and not run.data.metrics:
         client.log_metric(run.info.run_id, "recall_at_5", float(version.evaluation.recall_at5))
         client.log_metric(run.info.run_id, "mrr", float(version.evaluation.mrr))
-    model = _output(client, run, record, ModelType.INDEX, version.collection, facts)
-    return _recorded(client, run, model)
+    # nothing may be made from a version that is held back, so that it puts nothing out
+    output = None if record.held_back else _output(client, run, record, ModelType.INDEX, version.collection, facts)
+    return _recorded(client, run, output)
+
+
+def _dataset(context: DatasetContext, name: str, uri: str, sha256: str, **profile: int) -> DatasetInput:
+    """A data set as the input of a run. MLflow's digest holds 36 characters; the whole hash is in the profile."""
+    dataset = Dataset(
+        name=name,
+        digest=digest32(sha256),
+        source_type="llmops",
+        source=json.dumps({"uri": uri}),
+        profile=json.dumps({**profile, "sha256": sha256}),
+    )
+    return DatasetInput(dataset, [InputTag(DATASET_CONTEXT, context.value)])
+
+
+def _verdict(record: IndexRecord) -> dict[str, str]:
+    tags = {Tag.HELD_BACK.value: "true"} if record.held_back else {}
+    if record.gate_passed is None:
+        return tags
+    return tags | {
+        Tag.GATE.value: "passed" if record.gate_passed else "failed",
+        Tag.GATE_MESSAGE.value: record.gate_message,
+    }
 
 
 def _service(client: MlflowClient, record: ServiceRecord, *, last_try: bool) -> Recorded:
@@ -152,7 +174,12 @@ def _find_run(client: MlflowClient, experiment: str, *wanted: str) -> Run | None
 
 
 def _run(
-    client: MlflowClient, experiment: str, record: IndexRecord | ServiceRecord, version: str, facts: Mapping[str, str]
+    client: MlflowClient,
+    experiment: str,
+    record: IndexRecord | ServiceRecord,
+    version: str,
+    facts: Mapping[str, str],
+    more_tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
     """The run of a record, with its facts as params and the object's manifest as an artifact."""
     owner = record.owner
@@ -163,6 +190,7 @@ def _run(
             Tag.GENERATION.value: str(record.generation),
             "mlflow.source.name": f"{owner.kind}/{owner.namespace}/{owner.name}",
             "mlflow.source.type": "JOB",
+            **more_tags,
         }
         run = client.create_run(experiment, run_name=f"{owner.name}-{version.rsplit('.', 1)[-1]}", tags=tags)
     params = [Param(name, facts[name]) for name in facts if name not in run.data.params]
@@ -215,7 +243,7 @@ def _output(
     return str(model.model_id)
 
 
-def _recorded(client: MlflowClient, run: Run, model_id: str) -> Recorded:
+def _recorded(client: MlflowClient, run: Run, model_id: str | None) -> Recorded:
     if run.info.status != "FINISHED":
         client.set_terminated(run.info.run_id, "FINISHED")
     url = run_url(client.tracking_uri, run.info.experiment_id, run.info.run_id)

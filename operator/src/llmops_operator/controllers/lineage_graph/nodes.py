@@ -41,8 +41,14 @@ def run_node(run: Run) -> Node:
     name = tags.get(Tag.NAME) or run.info.run_name or run.info.run_id
     facts = {"namespace": tags.get(Tag.NAMESPACE, ""), "version": tags.get(Tag.VERSION, "")}
     facts |= {key: params[key] for key in ("documents", "chunks", "digest", "model") if key in params}
+    facts |= {"gate": tags.get(Tag.GATE, ""), "held_back": tags.get(Tag.HELD_BACK, "")}
     facts |= {"status": run.info.status, "run": run.info.run_id}
     return _node(f"run/{run.info.run_id}", tags.get(Tag.KIND, "run"), name, facts)
+
+
+def held_back(run: Run) -> bool:
+    """Whether it is of a version of an index that nobody was answered from."""
+    return run.data.tags.get(Tag.HELD_BACK) == "true"
 
 
 def manifest_node(run: Run) -> Node:

@@ -192,7 +192,8 @@ class _Origins(_Walk):
         """The run of each index that an answer was searched in: a collection is updated in place, and its runs say when."""
         found = {}
         for index, collection in nodes.as_object(tags.get(Tag.COLLECTIONS)).items():
-            runs = self._tagged(experiments, {Tag.KIND: "EmbeddingIndex", Tag.VERSION: str(collection)}, LIMIT)
+            tags_of_index = {Tag.KIND: "EmbeddingIndex", Tag.VERSION: str(collection)}
+            runs = [run for run in self._tagged(experiments, tags_of_index, LIMIT) if not nodes.held_back(run)]
             if runs:
                 found[index] = next((run for run in runs if run.info.start_time <= moment), runs[-1])
         return found
