@@ -105,9 +105,7 @@ def run_program(main: Callable[[str], BaseModel | None]) -> None:
         if not disk_full(error):
             raise
         where = getattr(error, "filename", None) or "a file"
-        _fail(
-            ExitCode.TRY_AGAIN, "DiskFull", f"{where}: no space left on the disk; free some, it goes on by itself"
-        )
+        _fail(ExitCode.TRY_AGAIN, "DiskFull", f"{where}: no space left on the disk; free some, it goes on by itself")
     else:
         if isinstance(result, Model) and (path := os.environ.get(Env.RESULT_FILE)):
             write_json(path, result)

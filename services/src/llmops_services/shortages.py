@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
-_TORN_BY_TORCH = "PytorchStreamWriter failed"  # all that torch says when it cannot write
+_TORN_BY_TORCH = ("PytorchStreamWriter failed", ". unexpected pos ")  # all that torch says when it cannot write
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")
 
 
@@ -16,7 +16,7 @@ def disk_full(error: BaseException) -> bool:
     return any(
         (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
         or any(words in str(one) for words in _NO_SPACE)
-        or (isinstance(one, RuntimeError) and _TORN_BY_TORCH in str(one))
+        or (isinstance(one, RuntimeError) and any(words in str(one) for words in _TORN_BY_TORCH))
         for one in _causes(error)
     )
 
