@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from index_program import Index
 from mlflow_server import MlflowServer
+from qdrant_client import QdrantClient
 from training_job import Job, lines
+
+from llmops_api.programs import Env
+from llmops_services.vectorstore.process import StoreProcess
 
 
 @pytest.fixture
@@ -40,3 +46,40 @@ def mlflow_client(mlflow_server: MlflowServer) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(mlflow_server.url, mlflow_server.url)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess]:
+    with StoreProcess(tmp_path_factory.mktemp("store")) as process:
+        yield process
+
+
+@pytest.fixture
+def qdrant(store: StoreProcess) -> Iterator[QdrantClient]:
+    client = QdrantClient(url=store.url, check_compatibility=False, timeout=30)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def make_index(
+    store: StoreProcess,
+    qdrant: QdrantClient,
+    tiny_embedding_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Callable[..., Index]:
+    monkeypatch.setenv(Env.QDRANT_URL, store.url)
+    monkeypatch.setenv(Env.CACHE_DIR, str(tmp_path / "cache"))
+    base = request.node.name.replace("_", "-").partition("[")[0][:40].strip("-")
+
+    def make(suffix: str = "") -> Index:
+        return Index(f"{base}{suffix}", tmp_path / f"index{suffix}", tiny_embedding_model, qdrant)
+
+    return make
+
+
+@pytest.fixture
+def index(make_index: Callable[..., Index]) -> Index:
+    return make_index()

@@ -1,8 +1,8 @@
 """What has to be done to a collection so that it holds exactly the documents of the sources, and doing it.
 
 Documents pass once, one after the other. One that is stored whole is passed over by its hash. Of any other one those chunks are
-embedded that are not in the collection yet (an edit leaves most of them as they were). Points are collected into windows of some
-hundred, so that texts of like length share a batch; a window is written while the next one is embedded, document by document.
+embedded that are not in the collection yet (an edit leaves most of them as they were). Points are collected into windows of many
+batches, so that texts of like length share a batch; a window is written while the next one is embedded, document by document.
 """
 
 from __future__ import annotations
