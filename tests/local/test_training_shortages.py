@@ -120,7 +120,7 @@ def control_group() -> Iterator[Path]:
 
 
 def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_what_to_lower(job: Job, control_group: Path) -> None:
-    long = "It is alpha and beta and gamma, and delta after that. " * 40
+    long = "It is alpha and beta and gamma, and delta after that. " * 20
     (job.folder / "train.jsonl").write_text(lines(128, 1).replace("It is", long), "utf-8")
     job.spec["data"]["maxLength"] = 1024
     job.spec["hyperparameters"] |= {"batchSize": 128, "gradientAccumulationSteps": 1}
