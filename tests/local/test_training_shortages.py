@@ -6,13 +6,12 @@ import contextlib
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_job import Job, lines, the_run
+from training_job import Job, the_run
 from waiting import wait_until
 
 from llmops_api.programs import ExitCode
@@ -97,41 +96,3 @@ def test_a_disk_that_fills_up_in_the_middle_is_named_and_the_next_attempt_goes_o
     points = mlflow_client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in points) == list(range(1, 201))
     assert len(mlflow_client.search_model_versions(f"name = '{job.folder.name}'")) == 1
-
-
-@pytest.fixture
-def control_group() -> Iterator[Path]:
-    """A control group of the kernel's whose memory can be limited."""
-    group = CONTROL_GROUPS / f"llmops-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here ({error}): that takes root and control groups v1")
-    if not (group / "memory.limit_in_bytes").exists():
-        group.rmdir()
-        pytest.skip("no control group can be made here: that takes control groups v1")
-    yield group
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-            return
-        time.sleep(0.2)
-
-
-def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_what_to_lower(job: Job, control_group: Path) -> None:
-    long = "It is alpha and beta and gamma, and delta after that. " * 20
-    (job.folder / "train.jsonl").write_text(lines(128, 1).replace("It is", long), "utf-8")
-    job.spec["data"]["maxLength"] = 1024
-    job.spec["hyperparameters"] |= {"batchSize": 128, "gradientAccumulationSteps": 1}
-
-    def join() -> None:
-        (control_group / "cgroup.procs").write_text(str(os.getpid()))
-
-    process = job.start(join)
-    wait_until(lambda: job.progress().get("doing") == "evaluating before", "the evaluation")
-    used = dict(line.split() for line in (control_group / "memory.stat").read_text().splitlines())
-    (control_group / "memory.limit_in_bytes").write_text(str(int(used["total_rss"]) + (400 << 20)))
-    result = job.end(process)
-    assert (result["code"], result["reason"]) == (ExitCode.OUT_OF_MEMORY, "OutOfMemory"), job.log()
-    assert "lower hyperparameters.batchSize or data.maxLength" in result["message"]
