@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -238,10 +239,14 @@ def crd(kind: str) -> dict[str, Any]:
 
 
 class _Yaml(yaml.SafeDumper):
-    """Without anchors: the same value twice is written twice."""
+    """Without anchors: the same value twice is written twice. Kubernetes takes 2e-4 for a number, PyYAML does not."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def files() -> dict[Path, str]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import yaml
 
 from llmops_operator.cli.faults import Fault, Faults, field_path
+from llmops_operator.cli.kubernetes_yaml import Loader
 
 Loc = tuple[str | int, ...]
 """The way to a field: names of mappings and places in lists."""
@@ -35,16 +36,6 @@ class Document:
     def fault(self, loc: Loc, message: str) -> Fault:
         """A fault of a field of this object."""
         return Fault(self.file, self.line(loc), field_path(loc), message)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it: a date is a string."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def read_manifests(names: Sequence[str]) -> list[Document]:
@@ -101,7 +92,7 @@ def _read(name: str) -> list[Document]:
 
 
 def _documents(name: str, folder: Path, text: str) -> Iterator[Document]:
-    loader = _Loader(text)
+    loader = Loader(text)
     try:
         while loader.check_node():
             node = loader.get_node()

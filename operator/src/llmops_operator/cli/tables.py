@@ -162,4 +162,6 @@ def serialised(objects: Sequence[Object], form: str, *, single: bool) -> str:
         return json.dumps(value, indent=4, ensure_ascii=False)
     import yaml
 
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip()
+    from llmops_operator.cli.kubernetes_yaml import Dumper
+
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120).rstrip()
