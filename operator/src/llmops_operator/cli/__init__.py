@@ -13,3 +13,10 @@ def main() -> int:
     from llmops_operator.cli.app import execute
 
     return execute()
+
+
+def kubectl_plugin() -> int:
+    """The same as `kubectl llmops …`."""
+    from llmops_operator.cli.app import execute
+
+    return execute(plugin=True)

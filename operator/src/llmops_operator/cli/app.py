@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +12,12 @@ import typer
 from typer.core import TyperGroup
 
 from llmops_operator.cli.faults import CommandError
+from llmops_operator.cli.where import Where
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """click's; typer has it under another name from version to version."""
 
-GLOBAL = {"--home": "--home", "--namespace": "--namespace", "-n": "--namespace"}
+GLOBAL = {name: name for name in ("--home", "--namespace", "--context", "--kubeconfig")} | {"-n": "--namespace"}
 
 
 class _Group(TyperGroup):
@@ -51,21 +52,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Bring your own data into a language model: training, indexing and answering as three kinds of objects.",
-    epilog="--home and -n may stand anywhere in the line. `llmops COMMAND --help` tells more.",
+    epilog="--home, --context, --kubeconfig and -n may stand anywhere in the line. `llmops COMMAND --help` tells more.",
 )
-
-
-@dataclass(frozen=True)
-class Where:
-    """The options that every command has. `asked` is the namespace as typed, None when it was not."""
-
-    home: Path
-    asked: str | None
-
-    @property
-    def namespace(self) -> str:
-        """The namespace that is meant."""
-        return self.asked or "default"
 
 
 def _say(text: str) -> None:
@@ -84,12 +72,18 @@ def _warn(text: str) -> None:
 @app.callback()
 def _globals(
     ctx: typer.Context,
-    home: Annotated[Path, typer.Option(envvar="LLMOPS_HOME", help="Folder that everything is kept in.")] = Path(
-        ".llmops"
-    ),
+    home: Annotated[
+        Path | None,
+        typer.Option(envvar="LLMOPS_HOME", help="On this machine: the folder that everything is kept in (.llmops)."),
+    ] = None,
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; default: default.")] = None,
+    context: Annotated[str | None, typer.Option(help="In a cluster: this context of the kubeconfig.")] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="In a cluster: this kubeconfig instead of KUBECONFIG or ~/.kube/config.")
+    ] = None,
 ) -> None:
-    ctx.obj = Where(home.expanduser(), namespace)
+    closing = ctx.with_resource(ExitStack())
+    ctx.obj = Where(closing, home, namespace, context, kubeconfig, plugin=bool(ctx.obj), warn=_warn)
 
 
 Files = Annotated[
@@ -109,7 +103,7 @@ def up(ctx: typer.Context) -> int:
     from llmops_operator.cli.up import up as start
 
     where: Where = ctx.obj
-    return start(where.home)
+    return start(where.own_home())
 
 
 @app.command()
@@ -121,7 +115,7 @@ def down(ctx: typer.Context) -> None:
     from llmops_operator.cli.up import down as stop
 
     where: Where = ctx.obj
-    _say("stopped" if stop(where.home) else "nothing was running")
+    _say("stopped" if stop(where.own_home()) else "nothing was running")
 
 
 @app.command()
@@ -140,7 +134,7 @@ def run(
     from llmops_operator.cli.waiting import seconds
 
     where: Where = ctx.obj
-    return bring_about(where.home, folder, namespace=where.asked, once=once, timeout=seconds(timeout) or None)
+    return bring_about(where.own_home(), folder, namespace=where.asked, once=once, timeout=seconds(timeout) or None)
 
 
 @app.command()
@@ -149,7 +143,8 @@ def apply(ctx: typer.Context, filename: Files) -> None:
     from llmops_operator.cli import write
 
     where: Where = ctx.obj
-    write.apply(where.home, where.asked, filename, say=_say, warn=_warn)
+    home = where.own_home(f"kubectl apply -f {filename[0]}")
+    write.apply(home, where.asked, filename, say=_say, warn=_warn)
 
 
 @app.command()
@@ -177,7 +172,7 @@ def get(
 
     where: Where = ctx.obj
     show(
-        where.home,
+        where.place,
         None if all_namespaces else where.namespace,
         parse_targets(objects),
         form=output,
@@ -198,7 +193,7 @@ def describe(ctx: typer.Context, objects: Objects) -> None:
     from llmops_operator.cli.kinds import parse_targets
 
     where: Where = ctx.obj
-    _say(describe_all(where.home, where.namespace, parse_targets(objects)))
+    _say(describe_all(where.place, where.namespace, parse_targets(objects)))
 
 
 @app.command()
@@ -220,8 +215,9 @@ def delete(
     from llmops_operator.cli.waiting import seconds
 
     where: Where = ctx.obj
+    home = where.own_home(f"kubectl delete {' '.join(objects or [f'-f {name}' for name in filename or ()])}")
     write.delete(
-        where.home,
+        home,
         where.asked,
         objects or [],
         filename or [],
@@ -245,7 +241,7 @@ def wait(
     from llmops_operator.cli.waiting import seconds, wait_for
 
     where: Where = ctx.obj
-    wait_for(where.home, where.namespace, parse_targets(objects), for_, timeout=seconds(timeout), say=_say)
+    wait_for(where.place, where.namespace, parse_targets(objects), for_, timeout=seconds(timeout), say=_say)
 
 
 @app.command()
@@ -261,7 +257,7 @@ def events(
 
     where: Where = ctx.obj
     target = parse_object(for_) if for_ else None
-    show(where.home, None if all_namespaces else where.namespace, target, watch=watch, say=_say, warn=_warn)
+    show(where.place, None if all_namespaces else where.namespace, target, watch=watch, say=_say, warn=_warn)
 
 
 @app.command()
@@ -279,7 +275,7 @@ def logs(
 
     where: Where = ctx.obj
     show(
-        where.home,
+        where.place,
         where.namespace,
         parse_one(objects),
         role=role,
@@ -308,7 +304,7 @@ def ask(
     where: Where = ctx.obj
     rag = {**({"enabled": False} if no_rag else {}), **({} if top_k is None else {"topK": top_k})}
     text = " ".join(question)
-    put(where.home, where.namespace, service, text, rag=rag, max_tokens=max_tokens, form=output, write=_write)
+    put(where.place, where.namespace, service, text, rag=rag, max_tokens=max_tokens, form=output, write=_write)
 
 
 @app.command()
@@ -327,7 +323,23 @@ def lineage(
     where: Where = ctx.obj
     if (thing is None) == (uses is None):
         raise CommandError("say what: either OBJECT, or --uses OBJECT")
-    show(where.home, where.namespace, thing or uses or "", uses=uses is not None, form=output, say=_say)
+    show(where.place, where.namespace, thing or uses or "", uses=uses is not None, form=output, say=_say)
+
+
+@app.command()
+def push(
+    ctx: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="DIR|FILE…", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help="yaml or json.")] = "yaml",
+) -> None:
+    """Send files that manifests name to MLflow; print the manifests.
+
+    `llmops push DIR | kubectl apply -f -`: what a cluster cannot read (file://) becomes what it can (artifact://).
+    """
+    from llmops_operator.cli.push import push as send
+
+    where: Where = ctx.obj
+    send(where.for_a_cluster, names, form=output, write=_write, warn=_warn)
 
 
 @app.command()
@@ -338,10 +350,13 @@ def version() -> None:
     _say(f"llmops {installed('llmops')}, API llmops.dev/v1alpha1, Python {sys.version.split()[0]}")
 
 
-def execute(arguments: list[str] | None = None) -> int:
-    """Run one command line; the exit code. What a person did wrong is one line a fault on stderr, never a traceback."""
+def execute(arguments: list[str] | None = None, *, plugin: bool = False) -> int:
+    """Run one command line; the exit code. What a person did wrong is one line a fault on stderr, never a traceback.
+
+    As kubectl's `plugin` it is about the cluster unless it says --home.
+    """
     try:
-        outcome = app(arguments, prog_name="llmops", standalone_mode=False)
+        outcome = app(arguments, prog_name="kubectl llmops" if plugin else "llmops", standalone_mode=False, obj=plugin)
     except CommandError as error:
         for line in str(error).splitlines():
             _warn(f"error: {line}")

@@ -72,7 +72,7 @@ async def stream(question: Question) -> AsyncIterator[Answer]:
         ) from error
     except httpx.HTTPError as error:
         raise CommandError(
-            f"{question.name} at {question.url} cannot be reached ({error}): does `llmops up` run?"
+            f"{question.name} at {question.url} cannot be reached ({error}): `llmops describe rag/{question.name}` tells how it stands"
         ) from error
     except ValueError as error:
         raise CommandError(f"{question.name} at {question.url} does not speak OpenAI's API: {error}") from error

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.get import find
 from llmops_operator.cli.kinds import BY_KIND, Target
-from llmops_operator.cli.logs import Program, programs
-from llmops_operator.cli.reading import Event, Object, reading
+from llmops_operator.cli.places import Event, Object, Place, Program
 from llmops_operator.cli.tables import age, lines, phase
 
 SEPARATE = ("conditions", "attempts", "phase", "observedGeneration")
 """What of the status is shown in a way of its own."""
 
 
-def describe_all(home: Path, namespace: str, targets: Sequence[Target]) -> str:
+def describe_all(place: Place, namespace: str, targets: Sequence[Target]) -> str:
     """The text of all objects that `targets` mean. Raises `CommandError`."""
-    with reading(home) as reader:
+    with place.reading() as reader:
         found = find(reader, namespace, targets)
         if not found:
             raise CommandError(f"no resources found in {namespace} namespace: `llmops get all -A` lists what exists")
         texts = []
         for item in found:
             key = (item["kind"], namespace, item["metadata"]["name"])
-            texts.append(describe(item, reader.events(key), programs(home, key)))
+            texts.append(describe(item, reader.events(key), place.programs(key)))
         return "\n\n\n".join(texts)
 
 
@@ -66,7 +64,7 @@ def _lines(manifest: Object, events: Sequence[Event], started: Sequence[Program]
     )
     yield from _section("Conditions:", ("TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"), _conditions(status))
     yield from _section("Attempts:", ("NUMBER", "STARTED", "ENDED", "EXIT", "REASON", "MESSAGE"), _attempts(status))
-    where = [(program.workload, program.role, str(program.log)) for program in started]
+    where = [(program.workload, program.role, program.where) for program in started]
     yield from _section("Logs:", ("PROGRAM", "ROLE", "FOLDER"), where)
     if where:
         yield f"  Read them with: llmops logs {BY_KIND[manifest['kind']].short}/{metadata['name']}"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from llmops_operator.cli.kinds import BY_KIND, Target
-from llmops_operator.cli.reading import Event, reading
+from llmops_operator.cli.places import Event, Place
 from llmops_operator.cli.tables import age, lines
 
 HEADS = ("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE")
 
 
 def show(
-    home: Path,
+    place: Place,
     namespace: str | None,
     target: Target | None,
     *,
@@ -23,7 +22,7 @@ def show(
 ) -> None:
     """Print events of an object, a namespace, or (None) all; with `watch` go on until interrupted. Raises `CommandError`."""
     key = (target.kind.kind, namespace or "default", target.name) if target and target.name else None
-    with reading(home) as reader:
+    with place.reading() as reader:
         found = reader.events(key, namespace)
         if not found and not watch:
             warn("No events found.")

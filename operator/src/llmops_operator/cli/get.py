@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from llmops_operator.cli import tables
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.kinds import KINDS, Kind, Target
-from llmops_operator.cli.reading import Object, Reader, daemon_runs, reading
+from llmops_operator.cli.places import Object, Place, Reader
 
 FORMS = ("wide", "yaml", "json", "name")
 
 
 def get(
-    home: Path,
+    place: Place,
     namespace: str | None,
     targets: Sequence[Target],
     *,
@@ -28,10 +27,10 @@ def get(
     """Print objects; `namespace` None is all of them. With `watch` it goes on until interrupted. Raises `CommandError`."""
     if form not in (None, *FORMS):
         raise CommandError(f'there is no output "{form}": write one of {", ".join(FORMS)}')
-    with reading(home) as reader:
+    with place.reading() as reader:
         found = [item for item in find(reader, namespace, targets) if matches(item)]
-        if found and form in (None, "wide") and not daemon_runs(home):
-            warn("note: `llmops up` does not run; this is how things were left")
+        if found and form in (None, "wide") and (note := place.note()):
+            warn(note)
         if not found and not watch:
             where = f"in {namespace} namespace" if namespace else "in any namespace"
             if form in ("json", "yaml"):

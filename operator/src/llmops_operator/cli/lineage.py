@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 from rich.tree import Tree
 
-from llmops_operator.cli.addresses import mlflow_url
 from llmops_operator.cli.faults import CommandError
-from llmops_operator.cli.kinds import KINDS, find_kind
-from llmops_operator.cli.reading import reading
+from llmops_operator.cli.kinds import BY_KIND, KINDS, find_kind
+from llmops_operator.cli.places import Place
 from llmops_operator.cli.screen import make_console
 
 if TYPE_CHECKING:
@@ -75,12 +73,13 @@ def parse_reference(text: str, namespace: str) -> Reference:
         raise CommandError(f'"{text}" is nothing that has a lineage: write {WORDS}') from error
 
 
-def show(home: Path, namespace: str, text: str, *, uses: bool, form: str, say: Callable[[str], None]) -> None:
+def show(place: Place, namespace: str, text: str, *, uses: bool, form: str, say: Callable[[str], None]) -> None:
     """Print the graph of what `text` names. Raises `CommandError`."""
     if form not in FORMS:
         raise CommandError(f'there is no output "{form}": write one of {", ".join(FORMS)}')
     reference = parse_reference(text, namespace)
-    found = graph(home, mlflow_url(home), reference, uses=uses)
+    with place.mlflow() as url:
+        found = graph(place, url, reference, uses=uses)
     if form == "tree":
         console = make_console()
         for tree in as_trees(found, uses=uses):
@@ -90,26 +89,29 @@ def show(home: Path, namespace: str, text: str, *, uses: bool, form: str, say: C
         say(as_json(found) if form == "json" else as_dot(found))
 
 
-def graph(home: Path, tracking_uri: str, reference: Reference, *, uses: bool) -> Graph:
+def graph(place: Place, tracking_uri: str, reference: Reference, *, uses: bool) -> Graph:
     """Ask MLflow. Raises `CommandError` when it does not answer or knows no such thing."""
     from llmops_operator.controllers.lineage_graph.graph import Unknown, Unreachable
     from llmops_operator.controllers.lineage_graph.reader import LineageReader
 
     reader = LineageReader(tracking_uri)
     try:
-        return reader.uses(reference) if uses else reader.origins(_with_run(home, reference))
+        return reader.uses(reference) if uses else reader.origins(_with_run(place, reference))
     except Unreachable as error:
-        raise CommandError(f"{error}. `llmops up` starts it; MLFLOW_TRACKING_URI names another one") from error
+        raise CommandError(f"{error}: {place.repair}; MLFLOW_TRACKING_URI names another one") from error
     except Unknown as error:
         raise CommandError(str(error)) from error
 
 
-def _with_run(home: Path, reference: Reference) -> Reference:
+def _with_run(place: Place, reference: Reference) -> Reference:
     """The run that the object's status names: what it is now is not always what was recorded last."""
-    if not (home / "objects.db").is_file():
+    if reference.kind not in BY_KIND:
         return reference
-    with reading(home) as reader:
-        item = reader.get((reference.kind, reference.namespace, reference.name))
+    try:
+        with place.reading() as reader:
+            item = reader.get((reference.kind, reference.namespace, reference.name))
+    except CommandError:  # MLflow knows by itself, also of objects that are gone with their place
+        return reference
     return replace(reference, run_id=((item or {}).get("status") or {}).get("runId"))
 
 

@@ -2,68 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from llmops_operator.backends.local.durable import read_json
-from llmops_operator.backends.local.replica_folder import ReplicaFolder
-from llmops_operator.backends.local.rotated_log import follow, log_files
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.kinds import Target
-from llmops_operator.cli.reading import Key, reading
-
-ENDING = ("trainer", "indexer")
-LIVES_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Program:
-    """A replica's folder, and what runs or ran in it."""
-
-    role: str
-    workload: str
-    folder: Path
-
-    @property
-    def replica(self) -> ReplicaFolder:
-        """The paths and records in the folder."""
-        return ReplicaFolder(self.folder)
-
-    @property
-    def log(self) -> Path:
-        """The folder of the rotated log."""
-        return self.replica.log
-
-
-def programs(home: Path, key: Key) -> list[Program]:
-    """The programs of an object that have a folder, the one that was started last at the end."""
-    found = [
-        Program(record["workload"]["role"], folder.name, replica)
-        for folder in (home / "workloads" / key[1]).glob("*")
-        if (record := read_json(folder / "workload.json")) and _owned(record, key)
-        for replica in folder.glob("*")
-        if (replica / "run" / "launch.json").exists()
-    ]
-    return sorted(found, key=lambda program: _started(program.folder))
-
-
-def _owned(record: dict[str, Any], key: Key) -> bool:
-    owner = record["owner"]
-    return bool((owner["kind"], owner["namespace"], owner["name"]) == key)
-
-
-def _started(folder: Path) -> int:
-    try:
-        return (folder / "run" / "launch.json").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+from llmops_operator.cli.places import Place, Program
 
 
 def show(
-    home: Path,
+    place: Place,
     namespace: str,
     target: Target,
     *,
@@ -78,9 +26,9 @@ def show(
     `previous` is the attempt before the last. Raises `CommandError`.
     """
     key = (target.kind.kind, namespace, target.name or "")
-    found = programs(home, key)
+    found = place.programs(key)
     if not found:
-        with reading(home) as reader:
+        with place.reading() as reader:
             there = reader.get(key) is not None
         raise CommandError(
             f"{target} has not started a program yet: `llmops describe {target.kind.short}/{target.name}` says what it waits for"
@@ -90,10 +38,10 @@ def show(
     chosen = _choose(found, role, previous)
     sources = [(f"{p.role}{_number(p, chosen)} | " if len(chosen) > 1 else "", p) for p in chosen]
     if follow_on:
-        asyncio.run(_follow_all(sources, tail, write))
+        _follow_all(sources, tail, write)
         return
     for prefix, program in sources:
-        for line in _last(program.log, tail):
+        for line in program.last(tail):
             write(f"{prefix}{line}\n")
 
 
@@ -116,37 +64,23 @@ def _choose(found: Sequence[Program], role: str | None, previous: bool) -> list[
 
 def _number(program: Program, chosen: Sequence[Program]) -> str:
     several = sum(other.role == program.role for other in chosen) > 1
-    return f"-{program.folder.name}" if several else ""
+    return f"-{program.number}" if several else ""
 
 
-def _last(folder: Path, tail: int) -> list[str]:
-    lines = [
-        line for path in log_files(folder) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-    ]
-    return lines if tail < 0 else lines[len(lines) - min(tail, len(lines)) :]
+def _follow_all(sources: Sequence[tuple[str, Program]], tail: int, write: Callable[[str], None]) -> None:
+    """Each in a thread of its own, because each waits for its own log; Ctrl-C leaves them behind."""
+    failed: list[CommandError] = []
 
+    def copy(prefix: str, program: Program) -> None:
+        try:
+            program.follow(tail, lambda line: write(f"{prefix}{line}\n"))
+        except CommandError as error:
+            failed.append(error)
 
-async def _follow_all(sources: Sequence[tuple[str, Program]], tail: int, write: Callable[[str], None]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for prefix, program in sources:
-            group.create_task(_follow(prefix, program, tail, write))
-
-
-async def _follow(prefix: str, program: Program, tail: int, write: Callable[[str], None]) -> None:
-    """Until the program has ended, if it is one that ends."""
-
-    async def copy() -> None:
-        rest = ""
-        async for text in follow(program.log, lines=None if tail < 0 else tail):
-            *whole, rest = (rest + text).split("\n")
-            for line in whole:
-                write(f"{prefix}{line}\n")
-
-    task = asyncio.create_task(copy())
-    if program.role in ENDING:
-        while await asyncio.to_thread(program.replica.is_locked):
-            await asyncio.wait([task], timeout=LIVES_SECONDS)
-        # What it wrote last is in the file by now; one more round reads it.
-        await asyncio.wait([task], timeout=LIVES_SECONDS)
-        task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    threads = [threading.Thread(target=copy, args=source, daemon=True) for source in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]

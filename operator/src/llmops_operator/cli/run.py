@@ -19,7 +19,7 @@ from llmops_operator.cli.faults import CommandError, Faults
 from llmops_operator.cli.hosting import INTERRUPTED, log_to_home, with_daemon
 from llmops_operator.cli.kinds import KINDS
 from llmops_operator.cli.manifests import Document
-from llmops_operator.cli.reading import Key
+from llmops_operator.cli.places import Key
 from llmops_operator.cli.screen import Screen, make_console, make_screen, row_of
 from llmops_operator.cli.showing import Show
 from llmops_operator.cli.standing import UNDERWAY, Standing, State, reused, standing

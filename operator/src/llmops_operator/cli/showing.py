@@ -50,7 +50,7 @@ class Show:
 
     async def _both(self, text: str) -> Answer:
         service = self._services[0]
-        url, name = url_of(dict(service)), service["metadata"]["name"]
+        url, name = url_of(dict(service), "start `llmops up`"), service["metadata"]["name"]
         with_rag = Question(url, name, text, max_tokens=MAX_TOKENS)
         without = Question(url, name, text, {"enabled": False}, MAX_TOKENS)
         if not dig(service, "spec", "indexes"):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from llmops_operator.cli.faults import CommandError
 from llmops_operator.cli.get import not_found
 from llmops_operator.cli.kinds import Target
-from llmops_operator.cli.reading import Key, Object, Reader, reading
+from llmops_operator.cli.places import Key, Object, Place, Reader
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -24,7 +23,7 @@ def seconds(text: str) -> float:
 
 
 def wait_for(
-    home: Path,
+    place: Place,
     namespace: str,
     targets: Sequence[Target],
     what: str,
@@ -36,7 +35,7 @@ def wait_for(
     `timeout` seconds; 0 looks once.
     """
     met, done = _test(what)
-    with reading(home) as reader:
+    with place.reading() as reader:
         left = {(t.kind.kind, namespace, name): t.kind for t in targets for name in _names(reader, namespace, t)}
         if not left:
             raise CommandError("no matching resources found: name objects that exist")
@@ -49,7 +48,7 @@ def wait_for(
                 say(f"{Target(left.pop(key), key[2])} {done}")
             if not left:
                 return
-        late = [f"{Target(kind, key[2])}: {_why(reader.get(key))}" for key, kind in left.items()]
+        late = [f"{Target(kind, key[2])}: {_why(reader.get(key), place)}" for key, kind in left.items()]
         raise CommandError("\n".join(f"timed out waiting for {what} on {line}" for line in late))
 
 
@@ -88,18 +87,18 @@ def condition(item: Object | None, type_: str) -> Object | None:
     return next((c for c in conditions if c["type"].lower() == type_.lower()), None)
 
 
-def _why(item: Object | None) -> str:
+def _why(item: Object | None, place: Place) -> str:
     """What the object itself says about why it is not there yet."""
     if item is None:
         return "it does not exist"
     kind_done = condition(item, "Ready") or condition(item, "Succeeded")
     message = (kind_done or {}).get("message")
-    return message or "no controller has said anything about it: is `llmops up` running?"
+    return message or f"no controller has said anything about it: {place.repair}"
 
 
-def wait_gone(home: Path, keys: Sequence[Key], timeout: float | None, alive: Callable[[], bool]) -> list[Key]:
+def wait_gone(place: Place, keys: Sequence[Key], timeout: float | None, alive: Callable[[], bool]) -> list[Key]:
     """Wait until the objects are gone; those that are still there when the time, or what works on it, has run out."""
-    with reading(home) as reader:
+    with place.reading() as reader:
         left = list(keys)
         until = None if timeout is None else time.monotonic() + timeout
         for _ in reader.changes(until, alive):

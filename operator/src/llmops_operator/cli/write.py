@@ -15,8 +15,9 @@ from llmops_operator.backends.local.store import Applied, SqliteStore
 from llmops_operator.cli.data_files import check_data
 from llmops_operator.cli.faults import CommandError, Faults
 from llmops_operator.cli.kinds import BY_KIND, Target, parse_targets
+from llmops_operator.cli.laptop import Laptop, daemon_runs
 from llmops_operator.cli.manifests import Document, read_manifests, with_absolute_files
-from llmops_operator.cli.reading import Key, daemon_runs
+from llmops_operator.cli.places import Key
 from llmops_operator.cli.validation import check
 from llmops_operator.controllers.ports import Conflict, NotFound
 
@@ -134,7 +135,7 @@ def delete(
 def _wait(home: Path, keys: list[Key], timeout: float | None, say: Say) -> list[Key]:
     from llmops_operator.cli.waiting import wait_gone
 
-    left = wait_gone(home, keys, timeout, lambda: daemon_runs(home))
+    left = wait_gone(Laptop(home), keys, timeout, lambda: daemon_runs(home))
     for key in keys:
         if key not in left:
             say(f"{named(key)} deleted")

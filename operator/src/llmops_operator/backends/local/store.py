@@ -13,13 +13,13 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from llmops_operator.backends.local.admission import Fault, Refused, Resource, admit, refuse_changes
 from llmops_operator.backends.local.database import Database, StoreError
+from llmops_operator.backends.recorded import Event
 from llmops_operator.controllers.ports import Conflict, Key, Manifest, NotFound
 
 log = logging.getLogger(__name__)
@@ -29,20 +29,6 @@ EVENTS_PER_OBJECT = 50
 EVENTS = 5000
 
 Applied = Literal["created", "configured", "unchanged"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to an object, `count` times between two moments (RFC 3339)."""
-
-    id: int
-    key: Key
-    type: str
-    reason: str
-    message: str
-    count: int
-    first_time: str
-    last_time: str
 
 
 class SqliteStore:
