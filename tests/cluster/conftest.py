@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.api_server import ApiServer, running_api_server
+from harness.clusters import Cluster, NotHere, cluster_for_tests
+from harness.dump import dump
+
+# Also looked at when a test fails, where they are: what the operator said there.
+_SYSTEM_NAMESPACES = ["llmops-system"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("llmops", "tests in a cluster")
+    group.addoption("--kube-context", help="a context of the kubeconfig: kind-… (without it, the tests make a cluster)")
+    group.addoption("--allow-context", action="store_true", help="let --kube-context name a cluster that is not kind's")
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +29,73 @@ def api_server() -> Iterator[ApiServer]:
     """etcd and kube-apiserver and nothing else; see `ApiServer`."""
     with running_api_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    """A cluster whose nodes run pods; see `Cluster`."""
+    context = pytestconfig.getoption("--kube-context")
+    with cluster_for_tests(context, allow_any_context=pytestconfig.getoption("--allow-context")) as found:
+        yield found
+
+
+@pytest.fixture
+def make_namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
+    """Makes namespaces of the test's own under PodSecurity's level restricted; they are deleted after it."""
+    made: list[str] = []
+
+    def make() -> str:
+        test = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:40].strip("-")
+        made.append(f"{test}-{uuid.uuid4().hex[:6]}")
+        level = {"pod-security.kubernetes.io/enforce": "restricted"}
+        metadata = {"name": made[-1], "labels": level}
+        cluster.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        return made[-1]
+
+    request.node.stash[_NAMESPACES] = made
+    yield make
+    for name in made:
+        cluster.kubectl("delete", "namespace", name, "--timeout=120s", "--ignore-not-found", timeout=150)
+        cluster.recycle(name)
+
+
+@pytest.fixture
+def namespace(make_namespace: Callable[[], str]) -> str:
+    """A namespace of the test's own."""
+    return make_namespace()
+
+
+@pytest.fixture(scope="session")
+def load_image(cluster: Cluster) -> Callable[[Path], None]:
+    """Makes the image of an archive known to the cluster's nodes; skips the test where that cannot be."""
+
+    def load(archive: Path) -> None:
+        try:
+            cluster.load_image(archive)
+        except NotHere as reason:
+            pytest.skip(str(reason))
+
+    return load
+
+
+@pytest.fixture
+def toolchain(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    """The `podTemplate` fragment for heavy pods in `namespace`; the image is `images.TOOLCHAIN`."""
+    try:
+        return cluster.mount_toolchain(namespace)
+    except NotHere as reason:
+        pytest.skip(str(reason))
+
+
+_NAMESPACES = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Add the cluster's state to the report of a failure, while its namespaces are there."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and cluster is not None and report.when != "teardown":
+        for headline, text in dump(cluster.kubectl, [*item.stash.get(_NAMESPACES, []), *_SYSTEM_NAMESPACES]):
+            report.sections.append((headline, text))
+    return report
