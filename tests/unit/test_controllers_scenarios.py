@@ -927,7 +927,7 @@ async def test_an_invalid_object_says_which_field_is_wrong_and_goes_on_when_it_i
     await world.until(lambda: world.condition(T, "Accepted")["status"] == "False")
     said = world.condition(T, "Accepted")["message"]
     assert "spec.tuning: tuning takes exactly one of lora and full" in said
-    assert "spec.epochs: there is no such field" in said
+    assert "spec.epochs: unknown field: it belongs to spec.hyperparameters.epochs" in said
     assert world.condition(T, "Succeeded")["reason"] == "Invalid"
     writes = len(world.store.writes)
     assert world.plane is not None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmops_api.v1alpha1.meta import Condition, ConditionStatus
 from llmops_operator.domain import conditions
-from llmops_operator.domain.admission import Invalid, parse
+from llmops_operator.domain.admission import Invalid, admit, parse
 from llmops_operator.domain.conditions import Aspect, fails, holds, unknown, waits
 from llmops_operator.domain.decision import Event, transitions
 from llmops_operator.domain.fingerprint import fingerprint, workload_name
@@ -163,18 +163,24 @@ def manifest(**spec: Any) -> dict[str, Any]:
 
 BASE = {"base": {"uri": "pkg://a/b"}}
 SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
-    "a missing field": (manifest(), "spec.model: is required: add it"),
+    "a missing field": (manifest(), "spec.model: is missing: write a mapping with base, adapter, endpoint"),
     "an unknown field": (
         manifest(model=BASE, replica=2),
-        "spec.replica: there is no such field: correct its name or remove it",
+        "spec.replica: unknown field: did you mean replicas?",
     ),
     "an unknown word": (
         manifest(model=BASE, retrieval={"mode": "Fuzzy"}),
-        "spec.retrieval.mode: 'Fuzzy' is not known: write 'Dense', 'Sparse' or 'Hybrid'",
+        'spec.retrieval.mode: "Fuzzy" is unknown: write one of Dense, Sparse, Hybrid',
     ),
     "a rule": (manifest(model={}), "spec.model: model takes exactly one of base and endpoint: keep one of them"),
-    "an entry of a list": (manifest(model=BASE, indexes=[{}]), "spec.indexes[0].indexRef: is required: add it"),
-    "a wrong type": (manifest(model=BASE, replicas="many"), "spec.replicas: Input should be a valid integer"),
+    "an entry of a list": (
+        manifest(model=BASE, indexes=[{}]),
+        "spec.indexes[0].indexRef: is missing: write a mapping with name",
+    ),
+    "a wrong type": (
+        manifest(model=BASE, replicas="4"),
+        'spec.replicas: expected a whole number, found the string "4": write it without quotes',
+    ),
 }
 
 
@@ -183,12 +189,15 @@ def test_what_is_wrong_with_a_manifest_is_said_with_its_place(wrong: dict[str, A
     found = parse(wrong)
     assert isinstance(found, Invalid)
     assert sentence in found.message
+    admitted = admit(wrong)
+    assert isinstance(admitted, list), "what the control plane refuses is not stored either"
+    assert "; ".join(map(str, admitted)) == found.message
 
 
 def test_a_manifest_with_a_hundred_faults_names_the_first_few() -> None:
     found = parse(manifest(model=BASE, indexes=[{}] * 16))
     assert isinstance(found, Invalid)
-    assert found.message.count("is required") == 5
+    assert found.message.count("is missing") == 5
 
 
 def test_what_another_version_wrote_into_a_status_is_no_reason_to_refuse_the_object() -> None:
@@ -201,7 +210,7 @@ def test_what_another_version_wrote_into_a_status_is_no_reason_to_refuse_the_obj
 
 def test_a_status_of_the_wrong_shape_is_refused() -> None:
     found = parse(manifest(model=BASE) | {"status": {"weather": 1, "phase": 7}})
-    assert found == Invalid("status.phase: Input should be a valid string")
+    assert found == Invalid('status.phase: expected a string, found 7: write it in quotes, "7"')
 
 
 def test_now_is_a_time_that_can_be_read() -> None:

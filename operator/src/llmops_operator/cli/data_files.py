@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from llmops_operator.cli.faults import Fault
-from llmops_operator.cli.manifests import Document, Loc
+from llmops_operator.cli.manifests import Document
+from llmops_operator.domain.sentences import Loc
 
 ROLES = ("system", "user", "assistant")
 FAULTS_PER_FILE = 10

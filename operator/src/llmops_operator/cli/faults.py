@@ -30,11 +30,3 @@ class Faults(CommandError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(map(str, faults)))
         self.faults = tuple(faults)
-
-
-def field_path(loc: Sequence[str | int]) -> str:
-    """`("spec", "sources", 0, "uri")` as people write it: spec.sources[0].uri."""
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

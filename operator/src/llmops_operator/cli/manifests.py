@@ -11,11 +11,9 @@ from urllib.parse import unquote
 
 import yaml
 
-from llmops_operator.cli.faults import Fault, Faults, field_path
+from llmops_operator.cli.faults import Fault, Faults
 from llmops_operator.cli.kubernetes_yaml import Loader
-
-Loc = tuple[str | int, ...]
-"""The way to a field: names of mappings and places in lists."""
+from llmops_operator.domain.sentences import Loc, field_path
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from llmops_api.v1alpha1.embedding_index import IndexSource
 from llmops_operator.cli import tables
 from llmops_operator.cli.data_files import check_data
 from llmops_operator.cli.faults import CommandError, Faults
-from llmops_operator.cli.manifests import Document, Loc
+from llmops_operator.cli.manifests import Document
 from llmops_operator.cli.places import Place
 from llmops_operator.cli.write import valid_documents
+from llmops_operator.domain.sentences import Loc
 
 FORMS = ("yaml", "json")
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)

@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from llmops_operator.backends.local.admission import Fault, Refused, Resource, admit, refuse_changes
+from llmops_operator.backends.local.admission import Refused, admit, refuse_changes
 from llmops_operator.backends.local.database import Database, StoreError
 from llmops_operator.backends.recorded import Event
 from llmops_operator.controllers.ports import Conflict, Key, Manifest, NotFound
+from llmops_operator.domain.admission import ApiObject
+from llmops_operator.domain.sentences import Fault
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +257,7 @@ class _Change:
         self._sql.execute("DELETE FROM objects WHERE kind=? AND namespace=? AND name=?", key)
 
 
-def _new(wish: Resource) -> dict[str, Any]:
+def _new(wish: ApiObject) -> dict[str, Any]:
     metadata = {
         "name": wish.metadata.name,
         "namespace": wish.metadata.namespace,
@@ -268,12 +270,12 @@ def _new(wish: Resource) -> dict[str, Any]:
     return {"apiVersion": wish.api_version, "kind": wish.kind, "metadata": metadata, "spec": _written(wish)}
 
 
-def _written(wish: Resource) -> dict[str, Any]:
+def _written(wish: ApiObject) -> dict[str, Any]:
     """The spec as the user wrote it, without the defaults: a later version may have others, and lineage keeps the manifest."""
     return wish.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def _changes(stored: Mapping[str, Any], wish: Resource) -> bool:
+def _changes(stored: Mapping[str, Any], wish: ApiObject) -> bool:
     """Whether the spec is another one. Raises `Refused` when it may not be."""
     try:
         before = admit(stored)
