@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +225,41 @@ def test_where_nothing_is_found_the_model_is_not_asked(running: Stack) -> None:
 def test_rag_can_be_switched_off_and_topk_set(running: Stack) -> None:
     assert running.echoed(rag={"enabled": False})[0] == {"role": "user", "content": QUESTION}
     assert running.echoed(rag={"topK": 1})[-1]["content"].count(" > ") == 1
+
+
+def test_with_two_indexes_the_model_and_the_user_are_told_which_is_which(running: Stack) -> None:
+    documents = running.folder / "runbooks"
+    documents.mkdir()
+    (documents / "router.md").write_text("# Router\n\nPress the button of the router for ten seconds.\n")
+    stack.build_index(running.folder, running.store.url, "runbooks", documents, running.model)
+    indexes = [{**INDEX, "description": "HR policies"}, {"name": "runbooks", "alias": "default.runbooks"}]
+    with running.configured(indexes=indexes):
+        (card,) = json.loads(running.gateway.get("/v1/models")[1])["data"]
+        assert card["indexes"] == [
+            {"name": "handbook", "description": "HR policies"},
+            {"name": "runbooks", "description": ""},
+        ]
+    with running.configured(indexes=indexes, engines=[running.echo.url]):
+        sent = json.loads(running.chat()["choices"][0]["message"]["content"])
+    asked = sent["messages"][-1]["content"]
+    assert asked.startswith("Sources:\n\nhandbook: HR policies\n\n[1] ")
+    assert re.search(r"^\[\d\] handbook: Annual leave Norway > Entitlement$", asked, re.MULTILINE)
+    assert re.search(r"^\[\d\] runbooks: Router$", asked, re.MULTILINE)
+
+
+def test_a_store_that_hangs_does_not_hold_up_healthz(running: Stack) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        os.kill(running.store.pid, signal.SIGSTOP)
+        try:
+            searches = [pool.submit(running.gateway.post, "/v1/retrieve", {"query": QUESTION}) for _ in range(4)]
+            time.sleep(0.3)
+            for _ in range(20):
+                assert running.gateway.get("/healthz", timeout=2)[0] == 200
+            assert not any(search.done() for search in searches)
+        finally:
+            os.kill(running.store.pid, signal.SIGCONT)
+        assert [search.result(20)[0] for search in searches] == [200] * 4
+    running.gateway.wait()
 
 
 def test_sources_fit_the_model_and_are_halved_when_the_engine_says_too_long(running: Stack) -> None:

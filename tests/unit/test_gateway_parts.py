@@ -6,20 +6,27 @@ import asyncio
 import json
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qdrant_client import AsyncQdrantClient
 
+from llmops_api.programs import GatewayConfig, GatewayIndex
 from llmops_api.v1alpha1.rag_service import Prompt, Retrieval
 from llmops_services.embedding import Vectors
+from llmops_services.gateway.app import create_app
 from llmops_services.gateway.citations import Citer
 from llmops_services.gateway.cited_stream import CitedStream
 from llmops_services.gateway.encoder import BATCH, Encoder
 from llmops_services.gateway.errors import ApiError
-from llmops_services.gateway.lookup import Source, fuse
+from llmops_services.gateway.live import Revision
+from llmops_services.gateway.lookup import Encoders, Lookup, SearchableIndex, Source, fuse
+from llmops_services.gateway.metrics import Metrics
 from llmops_services.gateway.prompting import build, question_at, room_for_sources, search_text
 from llmops_services.gateway.requests import ChatRequest, RagOptions
 from llmops_services.gateway.traces import TraceRecord, TraceSender, sample, sampling_ratio
@@ -66,6 +73,22 @@ def test_a_prompt_keeps_the_turns_and_merges_the_system_messages() -> None:
     assert messages[3] == user("{sources}?"), "the request itself is not changed"
 
 
+def test_with_several_indexes_the_model_is_told_where_a_source_is_from() -> None:
+    indexes = [
+        GatewayIndex(name="hr", alias="a", description="Policies"),
+        GatewayIndex(name="it", alias="b"),
+        GatewayIndex(name="products", alias="c", description="Manuals"),
+    ]
+    prompt = Prompt(system="", template="{sources}\nQ: {question}")
+    sources = [source("a", "one", index="hr"), source("b", "two", index="it")]
+
+    def shown(used: list[GatewayIndex]) -> Any:
+        return build([user("x")], 0, prompt, sources, used)[0]["content"]
+
+    assert shown(indexes) == "hr: Policies\n\n[1] hr: Title > Part\none\n\n[2] it: Title > Part\ntwo\nQ: x"
+    assert shown(indexes[:1]) == "[1] Title > Part\none\n\n[2] Title > Part\ntwo\nQ: x", "training data has this form"
+
+
 def test_what_is_not_text_stays_in_a_message_of_parts() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:"}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, image]}]
@@ -105,6 +128,9 @@ def test_sources_get_what_conversation_and_answer_leave() -> None:
     assert room(answer=None) == 1000 - 250 - 108, "a quarter is kept for the answer"
     assert room(context_tokens=300) == 300
     assert room(max_model_len=None) == 2048
+    long = [GatewayIndex(name=name, alias=name, description="y" * 347) for name in "ab"]
+    assert room(indexes=long) == room() - 201, "two lines of 350 bytes and the one that parts them"
+    assert room(indexes=long[:1]) == room()
 
 
 # requests
@@ -223,10 +249,11 @@ class Model:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.go = threading.Event()
+        self.began, self.go = threading.Event(), threading.Event()
 
     def encode_queries(self, texts: Sequence[str], batch_size: int = 32) -> Vectors:
         self.batches.append(list(texts))
+        self.began.set()
         assert self.go.wait(10)
         if "bad" in texts:
             raise RuntimeError("no")
@@ -254,6 +281,32 @@ async def test_a_batch_that_fails_is_the_failure_of_its_questions_alone() -> Non
     with pytest.raises(RuntimeError):
         await encoder.encode("bad")
     assert await encoder.encode("good") == [4.0]
+
+
+async def test_a_busy_encoder_does_not_hold_up_healthz() -> None:
+    model = Model()
+    metadata = SimpleNamespace(sparse=False)
+    config = GatewayConfig.model_validate(
+        {
+            "object": {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"},
+            "revision": "r1",
+            "model": "m",
+            "indexes": [{"name": "i", "alias": "a"}],
+        }
+    )
+    store = AsyncQdrantClient(url="http://127.0.0.1:9", check_compatibility=False)
+    lookup = Lookup(config.indexes, store, Encoders())
+    lookup.indexes = {"i": SearchableIndex("i", "c", metadata, Encoder(model))}  # type: ignore[arg-type]
+    live = SimpleNamespace(revision=Revision(config, (), lookup), engines=())
+    transport = httpx.ASGITransport(create_app(live, Metrics()))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        search = asyncio.create_task(client.post("/v1/retrieve", json={"query": "x", "mode": "Dense"}))
+        assert await asyncio.to_thread(model.began.wait, 10)
+        assert (await client.get("/healthz")).status_code == 200
+        assert not search.done(), "it was answered while a question was being encoded"
+        model.go.set()
+        assert (await search).json()["error"]["code"] == "retrieval_unavailable", "nothing listens on port 9"
+    await store.close()
 
 
 def test_lists_of_several_indexes_are_fused_by_rank() -> None:

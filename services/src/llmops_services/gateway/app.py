@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -36,29 +37,34 @@ def create_app(
     chat = chat_module.Chat(live, metrics, sender, ratio=ratio, limits=limits)
     app.router.routes.insert(0, Route("/v1/chat/completions", chat, methods=["POST"]))
 
-    @app.get("/v1/models")
-    async def models() -> Response:
+    def card() -> dict[str, Any]:
         config = live.revision.config
-        card = {
+        return {
             "id": config.object.name,
             "object": "model",
             "created": started,
             "owned_by": "llmops",
             "root": config.model,
+            "parent": None,
+            "max_model_len": config.max_model_len,
+            "indexes": [{"name": index.name, "description": index.description} for index in config.indexes],
         }
-        return _json({"object": "list", "data": [{**card, "parent": None, "max_model_len": config.max_model_len}]})
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [card()]})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        config = live.revision.config
-        if name != config.object.name:
+        known = live.revision.name
+        if name != known:
             raise ApiError(
                 404,
-                f"The model {name!r} does not exist; this service is called {config.object.name!r}.",
+                f"The model {name!r} does not exist; this service is called {known!r}.",
                 code="model_not_found",
                 param="model",
             )
-        return _json({"id": name, "object": "model", "created": started, "owned_by": "llmops", "root": config.model})
+        return _json(card())
 
     @app.post("/v1/retrieve")
     async def retrieve(request: Request) -> Response:

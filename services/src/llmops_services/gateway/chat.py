@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 ROUTE = "/v1/chat/completions"
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+TOO_LONG = b"context length"
+"""What vLLM's 400 says when prompt and answer are longer than the model reads."""
 CLOSED_BY_CLIENT = 499
 """The code that answers to clients who went away are counted under (nginx's)."""
 
@@ -165,6 +167,7 @@ class Chat:
             context_tokens=config.retrieval.context_tokens,
             max_model_len=config.max_model_len,
             answer=chat.max_tokens,
+            indexes=config.indexes,
         )
         by_id = {(source.hit.collection, source.hit.id): source for source in found}
         chosen = select(
@@ -204,10 +207,10 @@ class Chat:
     async def _ask_with_sources(self, exchange: Exchange, question: int) -> Reply:
         """Ask; when the engine says that the prompt is too long, ask again with half of the sources."""
         while True:
-            chat = exchange.chat
-            messages = build(chat.messages, question, exchange.revision.config.prompt, exchange.sources)
+            chat, config = exchange.chat, exchange.revision.config
+            messages = build(chat.messages, question, config.prompt, exchange.sources, config.indexes)
             answer = await self._ask(exchange, {**chat.body, "messages": messages})
-            if answer.status != 400 or len(exchange.sources) < 2 or b"context length" not in answer.first:
+            if answer.status != 400 or len(exchange.sources) < 2 or TOO_LONG not in answer.first:
                 return answer
             answer.answer.close()
             exchange.sources = exchange.sources[: len(exchange.sources) // 2]

@@ -6,6 +6,8 @@ Decisions, also in docs/gateway.md:
   nothing alone ("And in Norway?"): the user's message before it is looked up together with it.
 - `prompt.system` comes first, what the client sent as system messages follows in the same message (chat templates take one).
 - The question is put into `prompt.template` with the sources; the other messages stay as they are.
+- A service with more than one index says before each source which index it is from, and before all sources what these indexes
+  are about (their `description`), so that the model can tell one area from another.
 - Without the engine's tokenizer the length of a text is estimated as one token for `BYTES_PER_TOKEN` bytes, which is more than
   English or German text has. Should the estimate fail, the engine says so and the chat is sent again with half of the sources.
 """
@@ -16,13 +18,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from llmops_api.programs import GatewayIndex
 from llmops_api.v1alpha1.rag_service import Prompt
 from llmops_services.gateway.lookup import Source
 
 FOLLOW_UP_WORDS = 8
 BYTES_PER_TOKEN = 3.5
 HEADING_TOKENS = 24
-"""Reserved for number, title and section of a source."""
+"""Reserved for number, index, title and section of a source."""
 MESSAGE_TOKENS = 8
 """Reserved for what a chat template puts around a message."""
 ANSWER_TOKENS = 256
@@ -60,9 +63,23 @@ def search_text(messages: Sequence[Message], question: int) -> str:
     return text
 
 
-def build(messages: Sequence[Message], question: int, prompt: Prompt, sources: Sequence[Source]) -> list[Message]:
-    """The messages for the engine: numbered sources around the question, the conversation's other turns kept."""
-    blocks = [f"[{n}] {source.block()}" for n, source in enumerate(sources, 1)]
+def build(
+    messages: Sequence[Message],
+    question: int,
+    prompt: Prompt,
+    sources: Sequence[Source],
+    indexes: Sequence[GatewayIndex] = (),
+) -> list[Message]:
+    """The messages for the engine: numbered sources around the question, the conversation's other turns kept. `indexes` are all
+    those of the service.
+    """
+    if len(indexes) > 1:
+        blocks = [f"[{n}] {source.index}: {source.block()}" for n, source in enumerate(sources, 1)]
+        used = {source.index for source in sources}
+        if about := descriptions([index for index in indexes if index.name in used]):
+            blocks.insert(0, about)
+    else:
+        blocks = [f"[{n}] {source.block()}" for n, source in enumerate(sources, 1)]
     asked = messages[question]
     filled = _fill(prompt.template, "\n\n".join(blocks), text_of(asked))
     content: Any = filled
@@ -78,6 +95,11 @@ def build(messages: Sequence[Message], question: int, prompt: Prompt, sources: S
         elif message not in systems:
             built.append(message)
     return built
+
+
+def descriptions(indexes: Sequence[GatewayIndex]) -> str:
+    """What these indexes are about, a line each for those that say it."""
+    return "\n".join(f"{index.name}: {index.description}" for index in indexes if index.description)
 
 
 def _fill(template: str, sources: str, question: str) -> str:
@@ -104,6 +126,7 @@ def room_for_sources(
     context_tokens: int,
     max_model_len: int | None,
     answer: int | None,
+    indexes: Sequence[GatewayIndex] = (),
 ) -> int:
     """How many tokens of sources fit: `context_tokens`, or less where the model's length leaves less beside the conversation
     and an answer of `answer` tokens. Below 1 when nothing fits.
@@ -112,6 +135,8 @@ def room_for_sources(
         return context_tokens
     bare = build(messages, question, prompt, ())
     taken = sum(tokens(text_of(message)) + MESSAGE_TOKENS for message in bare)
+    if len(indexes) > 1:
+        taken += tokens(descriptions(indexes))
     reserved = answer if answer is not None else min(ANSWER_TOKENS, max_model_len // 4)
     return min(context_tokens, max_model_len - taken - reserved)
 
