@@ -27,6 +27,7 @@ import uvloop
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 411: "Length Required", 500: "Internal Server Error",
            503: "Service Unavailable"}  # fmt: skip
 ECHO = "echo"
+FINGERPRINT = "vllm-stub"
 Json = dict[str, Any]
 
 
@@ -49,9 +50,14 @@ class Engine:
 
     def cards(self) -> bytes:
         """The body of /v1/models."""
+        permission: Json = {
+            "id": "modelperm-stub", "object": "model_permission", "created": 1, "allow_create_engine": False, "allow_sampling": True,
+            "allow_logprobs": True, "allow_search_indices": False, "allow_view": True, "allow_fine_tuning": False, "organization": "*",
+            "group": None, "is_blocking": False,
+        }  # fmt: skip
         cards: list[Json] = [
             {"id": name, "object": "model", "created": 1, "owned_by": "vllm", "root": name, "parent": None,
-             "max_model_len": self.max_model_len, "permission": []}
+             "max_model_len": self.max_model_len, "permission": [permission]}
             for name in self.models
         ]  # fmt: skip
         return json.dumps({"object": "list", "data": cards}).encode()
@@ -71,18 +77,13 @@ class Engine:
 
 def usage(tokens: int) -> Json:
     """vLLM's usage object; the prompt always counts ten."""
-    return {
-        "prompt_tokens": 10,
-        "total_tokens": 10 + tokens,
-        "completion_tokens": tokens,
-        "prompt_tokens_details": None,
-    }
+    return {"prompt_tokens": 10, "total_tokens": 10 + tokens, "completion_tokens": tokens}
 
 
-def error(status: int, message: str) -> bytes:
+def error(status: int, message: str, param: str | None = None) -> bytes:
     """An error in vLLM's shape."""
     kind = {400: "BadRequestError", 404: "NotFoundError"}.get(status, "InternalServerError")
-    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}}).encode()
+    return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}}).encode()
 
 
 def whole(model: str, tokens: tuple[str, ...]) -> bytes:
@@ -90,11 +91,13 @@ def whole(model: str, tokens: tuple[str, ...]) -> bytes:
     message = {"role": "assistant", "content": "".join(tokens), "refusal": None, "annotations": None, "audio": None,
                "function_call": None, "reasoning": None}  # fmt: skip
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None,
-              "token_ids": None}  # fmt: skip
+              "token_ids": None, "routed_experts": None}  # fmt: skip
+    details = {"prompt_tokens_details": None, "completion_tokens_details": None}
     return json.dumps(
         {"id": "chatcmpl-stub", "object": "chat.completion", "created": 1, "model": model, "choices": [choice],
-         "service_tier": None, "system_fingerprint": None, "usage": usage(len(tokens)), "prompt_logprobs": None,
-         "prompt_token_ids": None, "kv_transfer_params": None}
+         "service_tier": None, "system_fingerprint": FINGERPRINT, "usage": usage(len(tokens)) | details,
+         "prompt_logprobs": None, "prompt_token_ids": None, "prompt_text": None, "kv_transfer_params": None,
+         "ec_transfer_params": None, "metrics": None}
     ).encode()  # fmt: skip
 
 
@@ -112,15 +115,17 @@ def frames(model: str, tokens: tuple[str, ...], with_usage: bool) -> tuple[bytes
         }
         return b"data: " + json.dumps({**body, **more}, separators=(",", ":")).encode() + b"\n\n"
 
-    def choice(delta: Json, finish: str | None = None) -> Json:
-        base: Json = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return {**base, "stop_reason": None} if finish else base
+    def choice(delta: Json, finish: str | None = None, **more: Any) -> Json:
+        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, **more}
 
-    parts = [[event([choice({"content": token})])] for token in tokens]
-    parts[0].insert(0, event([choice({"role": "assistant", "content": ""})]))
-    parts[-1].append(event([choice({"content": ""}, "stop")]))
+    fingerprint = {"system_fingerprint": FINGERPRINT}  # in the last event only
+    role = choice({"role": "assistant", "content": ""})
+    end = choice({"content": ""}, "stop", stop_reason=None, token_ids=None)
+    parts = [[event([choice({"content": token}, token_ids=None)])] for token in tokens]
+    parts[0].insert(0, event([role], prompt_token_ids=None, prompt_text=None))
+    parts[-1].append(event([end], **({} if with_usage else fingerprint)))
     if with_usage:
-        parts[-1].append(event([], usage=usage(len(tokens))))
+        parts[-1].append(event([], usage=usage(len(tokens)), **fingerprint))
     parts[-1].append(b"data: [DONE]\n\n")
     chunks = [frame(b"".join(part)) for part in parts]
     chunks[-1] += b"0\r\n\r\n"
@@ -221,10 +226,11 @@ class Connection(asyncio.Protocol):
         if engine.fail != 200:
             return self._reply(engine.fail, error(engine.fail, "made to fail"))
         if model not in engine.models:
-            return self._reply(404, error(404, f"The model `{model}` does not exist."))
+            return self._reply(404, error(404, f"The model `{model}` does not exist.", "model"))
         longest = engine.max_model_len
         if len(body) > 4 * longest:  # a token is about four bytes
-            return self._reply(400, error(400, f"This model's maximum context length is {longest} tokens."))
+            message = f"This model's maximum context length is {longest} tokens."
+            return self._reply(400, error(400, message, "input_text"))
         engine.requests += 1
         engine.streams_open += 1
         engine.streams_peak = max(engine.streams_peak, engine.streams_open)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -13,13 +15,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from mlflow_server import MlflowServer
 from waiting import wait_until
 
+from llmops_services.gateway.chat import TOO_LONG
+
 pytestmark = pytest.mark.timeout(600)
+
+BENCH = Path(__file__).parents[2] / "bench" / "gateway"
 
 PEFT = """
 import sys, torch
@@ -72,6 +79,36 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def shape(value: object) -> object:
+    """The names and types of a JSON value; of a list those of its first entry."""
+    if isinstance(value, dict):
+        return {key: shape(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [shape(entry) for entry in value[:1]]
+    return type(value).__name__
+
+
+def shapes(text: str) -> list[object]:
+    """The shape of an answer, or of each event of a stream; events of the same shape behind each other count as one."""
+    if not text.startswith("data: "):
+        return [shape(json.loads(text))]
+    events = [event.removeprefix("data: ") for event in text.strip().split("\n\n")]
+    found = [event if event == "[DONE]" else shape(json.loads(event)) for event in events]
+    return [one for one, _ in itertools.groupby(found)]
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the stub engine that the gateway is tested and measured with."""
+    spec = importlib.util.spec_from_file_location("gateway_stack", BENCH / "stack.py")
+    assert spec is not None
+    assert spec.loader is not None
+    stack = sys.modules["gateway_stack"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stack)
+    with stack.stub_engine(tmp_path_factory.mktemp("stub"), models=("base",), max_model_len=512, tokens=3) as running:
+        yield running.url
+
+
 @pytest.fixture(scope="module")
 def engine(
     tmp_path_factory: pytest.TempPathFactory, tiny_chat_model: Path, mlflow_server: MlflowServer
@@ -115,6 +152,34 @@ def engine(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
+
+
+CHAT = {"model": "base", "messages": [{"role": "user", "content": "leave?"}], "max_tokens": 3, "ignore_eos": True}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHAT,
+        {**CHAT, "stream": True},
+        {**CHAT, "stream": True, "stream_options": {"include_usage": True}},
+        {**CHAT, "model": "nope"},
+        {**CHAT, "messages": [{"role": "user", "content": "leave? " * 400}]},
+        {**CHAT, "messages": [{"role": "user", "content": "leave? " * 2000}], "stream": True},
+    ],
+    ids=["whole", "streamed", "with usage", "no such model", "too many tokens", "too many characters"],
+)
+def test_the_stub_engine_answers_as_vllm_does(engine: Engine, stub: str, body: dict[str, Any]) -> None:
+    real, faked = (httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60) for url in (engine.url, stub))
+    assert (faked.status_code, faked.headers["content-type"]) == (real.status_code, real.headers["content-type"])
+    assert shapes(faked.text) == shapes(real.text)
+    too_long = "leave? leave?" in body["messages"][0]["content"]
+    assert [TOO_LONG in answer.content for answer in (real, faked)] == [too_long] * 2, "the gateway looks for it"
+
+
+def test_the_stub_engine_lists_models_as_vllm_does(engine: Engine, stub: str) -> None:
+    real, faked = (httpx.get(f"{url}/v1/models", timeout=60).json() for url in (engine.url, stub))
+    assert shape(faked) == shape(real)
 
 
 def test_an_adapter_that_is_asked_for_is_served_without_a_restart(engine: Engine) -> None:
