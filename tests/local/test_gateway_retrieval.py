@@ -231,7 +231,8 @@ def test_with_two_indexes_the_model_and_the_user_are_told_which_is_which(running
     documents = running.folder / "runbooks"
     documents.mkdir()
     (documents / "router.md").write_text("# Router\n\nPress the button of the router for ten seconds.\n")
-    stack.build_index(running.folder, running.store.url, "runbooks", documents, running.model)
+    chunking = {"maxTokens": 64, "overlapTokens": 0}
+    stack.build_index(running.folder, running.store.url, "runbooks", documents, running.model, chunking=chunking)
     indexes = [{**INDEX, "description": "HR policies"}, {"name": "runbooks", "alias": "default.runbooks"}]
     with running.configured(indexes=indexes):
         (card,) = json.loads(running.gateway.get("/v1/models")[1])["data"]
