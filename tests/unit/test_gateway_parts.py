@@ -283,7 +283,7 @@ async def test_a_batch_that_fails_is_the_failure_of_its_questions_alone() -> Non
     assert await encoder.encode("good") == [4.0]
 
 
-async def test_a_busy_encoder_does_not_hold_up_healthz() -> None:
+async def test_a_busy_encoder_holds_up_neither_healthz_nor_the_list_of_models() -> None:
     model = Model()
     metadata = SimpleNamespace(sparse=False)
     config = GatewayConfig.model_validate(
@@ -291,7 +291,7 @@ async def test_a_busy_encoder_does_not_hold_up_healthz() -> None:
             "object": {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"},
             "revision": "r1",
             "model": "m",
-            "indexes": [{"name": "i", "alias": "a"}],
+            "indexes": [{"name": "i", "alias": "a", "description": "Manuals"}],
         }
     )
     store = AsyncQdrantClient(url="http://127.0.0.1:9", check_compatibility=False)
@@ -303,6 +303,9 @@ async def test_a_busy_encoder_does_not_hold_up_healthz() -> None:
         search = asyncio.create_task(client.post("/v1/retrieve", json={"query": "x", "mode": "Dense"}))
         assert await asyncio.to_thread(model.began.wait, 10)
         assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/v1/models")).json()["data"][0]["indexes"] == [
+            {"name": "i", "description": "Manuals"}
+        ]
         assert not search.done(), "it was answered while a question was being encoded"
         model.go.set()
         assert (await search).json()["error"]["code"] == "retrieval_unavailable", "nothing listens on port 9"
