@@ -359,12 +359,12 @@ def test_the_files_are_what_the_generator_writes() -> None:
 def test_a_stale_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(generate, "HERE", tmp_path)
+    monkeypatch.setattr(generate, "FOLDERS", (tmp_path / "crds", tmp_path / "chart"))
     monkeypatch.setattr(sys, "argv", ["generate.py"])
     assert generate.main() == 0
     monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
     assert generate.main() == 0
-    (tmp_path / "ragservices.llmops.dev.yaml").write_text("kind: Nothing\n")
+    (tmp_path / "chart/ragservices.llmops.dev.yaml").write_text("kind: Nothing\n")
     assert generate.main() == 1
     assert "ragservices.llmops.dev.yaml" in capsys.readouterr().err
 
