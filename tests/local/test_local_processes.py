@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import time
 from contextlib import asynccontextmanager
@@ -196,6 +197,39 @@ async def test_a_deadline_ends_a_program_that_runs_too_long(home):
         await backend.apply(OWNER, task("import time; time.sleep(60)", deadline_seconds=1))
         status = await until(backend, ended)
         assert (status.state, status.reason) == (State.FAILED, "DeadlineExceeded")
+
+
+async def test_a_program_that_takes_more_memory_than_it_may_is_ended_like_a_container(home):
+    """Its children count: here the child takes what is too much."""
+    greedy = "x = bytearray(200 << 20); import time; time.sleep(60)"
+    code = f"import subprocess, sys; print('working', flush=True); subprocess.run([sys.executable, '-c', {greedy!r}])"
+    async with running(home) as backend:
+        await backend.apply(OWNER, task(code, memory="100Mi"))
+        status = await until(backend, ended)
+    assert (status.state, status.exit_code, status.reason) == (State.FAILED, 137, "OutOfMemory")
+    used = re.match(r"it had (\d+)Mi resident and compute.resources.memory allows 100Mi: raise it", status.message)
+    assert used, status.message
+    assert 200 <= int(used[1]) < 300
+    assert not alive(home)
+
+
+async def test_memory_that_processes_share_counts_once(home):
+    code = (
+        "import os, time; shared = bytearray(60 << 20)\n"
+        "for _ in range(3): os.fork() or (time.sleep(2.5), os._exit(0))\n"
+        "time.sleep(3)"
+    )
+    async with running(home) as backend:
+        await backend.apply(OWNER, task(code, memory="120Mi"))
+        status = await until(backend, ended)
+    assert (status.state, status.reason) == (State.SUCCEEDED, ""), status.message
+
+
+async def test_the_cores_that_a_program_asks_for_are_its_threads(home):
+    code = "import os; assert os.environ['OMP_NUM_THREADS'] == '3', os.environ['OMP_NUM_THREADS']"
+    async with running(home) as backend:
+        await backend.apply(OWNER, task(code, cpu="3500m"))
+        assert (await until(backend, ended)).state is State.SUCCEEDED
 
 
 async def test_a_program_that_has_ended_is_not_started_again(home):

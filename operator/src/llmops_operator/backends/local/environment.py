@@ -14,6 +14,7 @@ from llmops_operator.backends.local.free_ports import HOST
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.replica_folder import MARK, ReplicaFolder
 from llmops_operator.backends.surroundings import QUIET
+from llmops_operator.domain.quantity import quantity
 from llmops_operator.domain.workload import Owner, Workload
 
 INHERITED = frozenset(
@@ -82,6 +83,9 @@ def compose(
     env["PYTHONUNBUFFERED"] = "1"
     env |= surroundings
     env[Env.CACHE_DIR] = str(home.cache)
+    if workload.cpu:
+        # Of a whole program; Ray gives each of its workers a count of its own.
+        env["OMP_NUM_THREADS"] = str(max(1, int(quantity(workload.cpu))))
     env |= workload.env
     env |= {volume.env: str(volumes.path(home, owner, volume)) for volume in workload.volumes}
     env |= {secret.env: read_secret(home, secret.name, secret.key) for secret in workload.secrets}

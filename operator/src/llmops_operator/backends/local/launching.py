@@ -16,6 +16,7 @@ from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.log_writing import FILES, LIMIT
 from llmops_operator.backends.local.replica_folder import Launch, ReplicaFolder
 from llmops_operator.backends.local.supervision import Supervision
+from llmops_operator.domain.quantity import quantity
 from llmops_operator.domain.workload import Owner, Workload
 
 
@@ -76,6 +77,7 @@ class Launching:
             deadline_seconds=workload.deadline_seconds,
             log_bytes=self.surroundings.log_bytes,
             log_files=self.surroundings.log_files,
+            memory_bytes=int(quantity(workload.memory) * workload.workers) if workload.memory else None,
             port=after.port if after else None,
             restarts=after.restarts if after else 0,
         )

@@ -29,13 +29,15 @@ class Launch:
     log_bytes: int
     log_files: int
     port: int | None = None
+    memory_bytes: int | None = None
+    """What the program and all that it starts may have resident together."""
     restarts: int = 0
     failures: int = 0
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How the program of a launch ended. `why` is "stopped" or "deadline" when it was told to; 128 + n is signal n."""
+    """How the program of a launch ended. `why` is "stopped", "deadline" or "memory" when it was made to; 128 + n is signal n."""
 
     code: int
     started_at: str
@@ -43,6 +45,8 @@ class Exit:
     why: str | None = None
     signal: int | None = None
     out_of_memory: bool = False
+    memory_used: int | None = None
+    """What it had resident when it was ended for that, in bytes."""
     lines: tuple[str, ...] = ()
 
 
@@ -108,6 +112,7 @@ class ReplicaFolder:
             why=record.get("why"),
             signal=record.get("signal"),
             out_of_memory=bool(record.get("out_of_memory")),
+            memory_used=record.get("memory_used"),
             lines=tuple(record.get("lines", ())),
         )
 

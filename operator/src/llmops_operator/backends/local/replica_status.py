@@ -58,6 +58,14 @@ def explain(folder: ReplicaFolder, ended: Exit | None, deadline_seconds: int | N
     last = _last_words(ended.lines)
     if ended.why == "deadline":
         return Cause("DeadlineExceeded", f"it ran longer than {deadline_seconds} s{last}")
+    if ended.why == "memory":
+        launch = folder.launch()
+        used, allowed = ended.memory_used or 0, (launch and launch.memory_bytes) or 0
+        return Cause(
+            "OutOfMemory",
+            f"it had {_mebibytes(used)} resident and compute.resources.memory allows {_mebibytes(allowed)}: "
+            f"raise it, or lower what the work needs (batchSize, maxLength, maxModelLen){last}",
+        )
     if (record := read_json(folder.result)) is not None:
         try:
             failure = Failure.model_validate(record)
@@ -70,6 +78,10 @@ def explain(folder: ReplicaFolder, ended: Exit | None, deadline_seconds: int | N
     if ended.signal is not None:
         return Cause("Killed", f"ended by signal {ended.signal}{last}")
     return Cause("Error", f"ended with exit code {ended.code}{last}")
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.0f}Mi"
 
 
 def _last_words(lines: Sequence[str]) -> str:

@@ -26,7 +26,14 @@ from typing import Any
 from llmops_operator.backends.local.durable import read_json, write_json
 from llmops_operator.backends.local.flock import try_lock
 from llmops_operator.backends.local.log_writing import RotatedLog
-from llmops_operator.backends.local.process_table import boot_id, descendants, out_of_memory_kills, start_ticks
+from llmops_operator.backends.local.process_table import (
+    boot_id,
+    descendants,
+    memory_at_most,
+    memory_of,
+    out_of_memory_kills,
+    start_ticks,
+)
 
 ALREADY_STARTED = 3
 """Another supervisor has or had this launch."""
@@ -39,6 +46,9 @@ LOCK_SECONDS = 2.0
 
 KILL_SECONDS = 10.0
 """How long killed processes may take to vanish; one that hangs in the kernel is left behind."""
+
+MEMORY_SECONDS = 1.0
+"""How often it is looked how much memory the program has."""
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -107,7 +117,8 @@ class _Program:
     def __init__(self, folder: Path, launch: dict[str, Any], signals: int) -> None:
         self._folder, self._launch, self._signals = folder, launch, signals
         self._log = RotatedLog(folder / "log", limit=launch["log_bytes"], files=launch["log_files"])
-        self._why: str | None = None  # "stopped" or "deadline" once it is to end
+        self._why: str | None = None  # "stopped", "deadline" or "memory" once it is to end
+        self._memory_used: int | None = None
         self._kill_at: float | None = None
         self._killed = False
 
@@ -146,6 +157,7 @@ class _Program:
             "ended_at": _now(),
             "why": self._why,
             "out_of_memory": code == -signal.SIGKILL and not self._killed and out_of_memory_kills() > kills,
+            "memory_used": self._memory_used,
             "lines": self._log.last_lines(),
         }
 
@@ -159,6 +171,8 @@ class _Program:
         """Pump and obey until the child has ended. It is left unreaped, so that its group's id cannot be given to others yet."""
         seconds = self._launch["deadline_seconds"]
         deadline = None if seconds is None else time.monotonic() + seconds
+        limit = self._launch.get("memory_bytes")  # a launch of an older version has none
+        look_at = None if limit is None else time.monotonic()
         selector = selectors.DefaultSelector()
         selector.register(self._signals, selectors.EVENT_READ)
         selector.register(output, selectors.EVENT_READ)
@@ -170,7 +184,10 @@ class _Program:
             if self._kill_at is not None and now >= self._kill_at:
                 self._kill_at, self._killed = None, True
                 self._kill(child)
-            times = [at for at in (deadline, self._kill_at) if at is not None]
+            if look_at is not None and limit is not None and now >= look_at:
+                look_at = now + MEMORY_SECONDS
+                self._keep_within(child, limit)
+            times = [at for at in (deadline, self._kill_at, look_at) if at is not None]
             for key, _ in selector.select(max(0.0, min(times) - now) if times else None):
                 if key.fd == self._signals:
                     if signal.SIGTERM in _arrived(self._signals):
@@ -185,6 +202,13 @@ class _Program:
             self._why = why
             self._kill_at = time.monotonic() + self._launch["grace_seconds"]
             _signal_group(child, signal.SIGTERM)
+
+    def _keep_within(self, child: int, limit: int) -> None:
+        """Kill the program when it has more memory than it may have, without a warning, as a container would be."""
+        below = descendants(os.getpid())
+        if self._why is None and memory_at_most(below) > limit and (used := memory_of(below)) > limit:
+            self._why, self._memory_used, self._killed = "memory", used, True
+            self._kill(child)
 
     def _kill(self, child: int) -> None:
         _signal_group(child, signal.SIGKILL)
