@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import filled, small_disk
 from index_program import Index, counts, payloads, prose, start
 from qdrant_client import QdrantClient
 from waiting import wait_until
@@ -201,6 +202,28 @@ def test_a_store_that_does_not_answer_for_half_a_minute_only_delays(
             back.cancel()
         monkeypatch.setenv(Env.QDRANT_URL, store.url)
         assert counts(index.sync()) == {"unchanged": 40}
+        assert sum(len(texts) for texts in index.texts().values()) == len(index.points())
+        index.client.close()
+
+
+def test_a_store_whose_disk_is_full_for_a_while_only_delays(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.write(**{f"d{number}": prose(number, 30) for number in range(100)})
+    index.configure(chunking={"maxTokens": 32, "overlapTokens": 4}, embedding=SMALL_BATCHES | index.spec["embedding"])
+    with small_disk(tmp_path / "disk", 128), StoreProcess(tmp_path / "disk" / "store") as store:
+        index.client = QdrantClient(url=store.url, check_compatibility=False, timeout=30)
+        process = start(index, store.url)
+        try:
+            wait_until(index.collections, "the first collection")
+            with filled(tmp_path / "disk"), pytest.raises(subprocess.TimeoutExpired):
+                process.wait(15)
+            assert process.wait(120) == ExitCode.DONE
+        finally:
+            process.kill()
+            process.wait(10)
+        monkeypatch.setenv(Env.QDRANT_URL, store.url)
+        assert counts(index.sync()) == {"unchanged": 100}
         assert sum(len(texts) for texts in index.texts().values()) == len(index.points())
         index.client.close()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_job import Job, the_run
+from disks import filled, small_disk
+from training_job import Job, lines, the_run
 from waiting import wait_until
 
 from llmops_api.programs import ExitCode
@@ -46,49 +46,25 @@ def test_what_libraries_raise_when_memory_is_short_is_understood() -> None:
 
 
 @pytest.fixture
-def small_disk(job: Job) -> Iterator[Path]:
+def disk(job: Job) -> Iterator[Path]:
     """The job's state folder as a disk of 8 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    folder = job.state.folder
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(job.state.folder, 8):
+        yield job.state.folder
 
 
 def test_a_disk_that_fills_up_in_the_middle_is_named_and_the_next_attempt_goes_on(
-    job: Job, small_disk: Path, mlflow_client: Any
+    job: Job, disk: Path, mlflow_client: Any
 ) -> None:
     job.spec["hyperparameters"]["maxSteps"] = 200
     process = job.start()
-    ended = threading.Event()
-
-    def fill() -> None:
-        """Somebody else, who takes all that is left again and again."""
-        with (small_disk / "of-somebody-else").open("wb", buffering=0) as file:
-            while not ended.wait(0.005):
-                with contextlib.suppress(OSError):
-                    file.write(bytes(1 << 16))
-
     wait_until(lambda: job.state.latest_checkpoint() is not None, "a checkpoint")
-    filling = threading.Thread(target=fill)
-    filling.start()
-    try:
+    with filled(disk):
         full = job.end(process)
-    finally:
-        ended.set()
-        filling.join()
     assert (full["code"], full["reason"]) == (ExitCode.TRY_AGAIN, "DiskFull"), job.log()
-    assert f"{small_disk}: no space left on the disk" in full["message"]
+    assert f"{disk}: no space left on the disk" in full["message"]
     reached = job.state.latest_checkpoint()
     assert reached is not None
 
-    (small_disk / "of-somebody-else").unlink()
     result = job.end(job.start())
     assert result["code"] == ExitCode.DONE, job.log()
     assert f"going on from {reached}" in (job.folder / "log").read_text("utf-8")
@@ -96,3 +72,41 @@ def test_a_disk_that_fills_up_in_the_middle_is_named_and_the_next_attempt_goes_o
     points = mlflow_client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in points) == list(range(1, 201))
     assert len(mlflow_client.search_model_versions(f"name = '{job.folder.name}'")) == 1
+
+
+@pytest.fixture
+def control_group() -> Iterator[Path]:
+    """A control group of the kernel's whose memory can be limited."""
+    group = CONTROL_GROUPS / f"llmops-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here ({error}): that takes root and control groups v1")
+    if not (group / "memory.limit_in_bytes").exists():
+        group.rmdir()
+        pytest.skip("no control group can be made here: that takes control groups v1")
+    yield group
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.2)
+
+
+def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_what_to_lower(job: Job, control_group: Path) -> None:
+    long = "It is alpha and beta and gamma, and delta after that. " * 20
+    (job.folder / "train.jsonl").write_text(lines(128, 1).replace("It is", long), "utf-8")
+    job.spec["data"]["maxLength"] = 1024
+    job.spec["hyperparameters"] |= {"batchSize": 128, "gradientAccumulationSteps": 1}
+
+    def join() -> None:
+        (control_group / "cgroup.procs").write_text(str(os.getpid()))
+
+    process = job.start(join)
+    wait_until(lambda: job.progress().get("doing") == "evaluating before", "the evaluation")
+    used = dict(line.split() for line in (control_group / "memory.stat").read_text().splitlines())
+    (control_group / "memory.limit_in_bytes").write_text(str(int(used["total_rss"]) + (400 << 20)))
+    result = job.end(process)
+    assert (result["code"], result["reason"]) == (ExitCode.OUT_OF_MEMORY, "OutOfMemory"), job.log()
+    assert "lower hyperparameters.batchSize or data.maxLength" in result["message"]

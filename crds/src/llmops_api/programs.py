@@ -2,7 +2,8 @@
 
 A program is started as `python -m llmops_services.NAME config/NAME.json` in a working folder of its own. It reads that file and
 the environment variables of `Env`, writes how far it is to `Env.PROGRESS_FILE`, and what came of it to `Env.RESULT_FILE`: a
-result model of this module, or `Failure`. Both files are small JSON objects, written aside and renamed.
+result model of this module, or `Failure`. Both files are small JSON objects, written aside and renamed. Where a variable is not
+set, as in a pod, the same object is a line of standard output instead: `Said.RESULT` or `Said.PROGRESS`, and the JSON.
 """
 
 from __future__ import annotations
@@ -51,6 +52,18 @@ class Env(StrEnum):
     QDRANT_API_KEY = "QDRANT_API_KEY"
     ENGINE_API_KEY = "LLMOPS_ENGINE_API_KEY"
     """The key that the gateway sends to the engines of `model.endpoint`."""
+
+
+class Said(StrEnum):
+    """What a line of a program's output begins with when it says how far it is or what came of it; a JSON object follows."""
+
+    PROGRESS = "llmops-progress: "
+    RESULT = "llmops-result: "
+
+    def of(self, line: str) -> str | None:
+        """The JSON of a line that says this. Something unfinished may stand before it: a progress bar has no newline."""
+        _, found, rest = line.partition(self)
+        return rest.strip() if found else None
 
 
 class ObjectId(Model):

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from llmops_api.programs import Env, ExitCode, Failure
+from llmops_api.programs import Env, ExitCode, Failure, Said
 from llmops_api.v1alpha1.meta import Model, Progress
 from llmops_services.shortages import disk_full
 
@@ -61,8 +61,16 @@ def write_json(path: str | os.PathLike[str], value: Model) -> None:
     aside.replace(target)
 
 
+def say(what: Said, value: Model) -> None:
+    """Say it as one line of standard output, written at once so that no other line gets into it."""
+    sys.stdout.write(f"{what}{json.dumps(value.dump())}\n")
+    sys.stdout.flush()
+
+
 class ProgressReporter:
-    """Writes samples of the progress to `Env.PROGRESS_FILE` at most twice a second, and every change of `doing`."""
+    """Writes samples of the progress to `Env.PROGRESS_FILE` at most twice a second, and every change of `doing`; without that
+    file it says one on standard output every five seconds at most.
+    """
 
     def __init__(self) -> None:
         self._path = os.environ.get(Env.PROGRESS_FILE)
@@ -72,15 +80,19 @@ class ProgressReporter:
     def report(self, progress: Progress) -> None:
         """Take a sample. One that cannot be written is dropped: progress is never worth failing for."""
         now = time.monotonic()
-        if self._path is None or (
-            progress.doing == self._doing and now - self._written < 0.5 and progress.percent < 100
-        ):
+        if now - self._written < (0.5 if self._path else 5.0) and not (self._path and self._matters(progress)):
             return
         self._written, self._doing = now, progress.doing
         try:
-            write_json(self._path, progress)
+            if self._path:
+                write_json(self._path, progress)
+            else:
+                say(Said.PROGRESS, progress)
         except OSError as error:
-            log.warning("cannot write progress to %s: %s", self._path, error)
+            log.warning("cannot report progress: %s", error)
+
+    def _matters(self, progress: Progress) -> bool:
+        return progress.doing != self._doing or progress.percent == 100
 
 
 def run_program(main: Callable[[str], BaseModel | None]) -> None:
@@ -107,15 +119,21 @@ def run_program(main: Callable[[str], BaseModel | None]) -> None:
         where = getattr(error, "filename", None) or "a file"
         _fail(ExitCode.TRY_AGAIN, "DiskFull", f"{where}: no space left on the disk; free some, it goes on by itself")
     else:
-        if isinstance(result, Model) and (path := os.environ.get(Env.RESULT_FILE)):
-            write_json(path, result)
+        if isinstance(result, Model):
+            _leave(result)
+
+
+def _leave(result: Model) -> None:
+    if path := os.environ.get(Env.RESULT_FILE):
+        write_json(path, result)
+    else:
+        say(Said.RESULT, result)
 
 
 def _fail(code: ExitCode, reason: str, message: str) -> None:
     log.error("%s: %s", reason, message)
-    if path := os.environ.get(Env.RESULT_FILE):
-        try:
-            write_json(path, Failure(reason=reason, message=message[:3000]))
-        except OSError as error:
-            log.warning("cannot write the result to %s: %s", path, error)
+    try:
+        _leave(Failure(reason=reason, message=message[:3000]))
+    except OSError as error:
+        log.warning("cannot write the result: %s", error)
     sys.exit(code)
