@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +18,8 @@ from llmops_api.v1alpha1.training_job import TrainingJobCondition
 from llmops_operator.controllers import embedding_indexes, rag_services, training_jobs
 from llmops_operator.controllers.gathering import Look, Sources
 from llmops_operator.controllers.lineage.port import Lineage
-from llmops_operator.controllers.ports import Backend, Conflict, Key, Manifest, NotFound, NotYet, Store
+from llmops_operator.controllers.meter import Meter, NoMeter, Result
+from llmops_operator.controllers.ports import Backend, Conflict, Key, Manifest, NotFound, NotYet, Store, Unavailable
 from llmops_operator.controllers.queue import WorkQueue
 from llmops_operator.controllers.references import References
 from llmops_operator.controllers.refusal import refused_status
@@ -58,8 +61,13 @@ class ControlPlane:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         queue: WorkQueue[Key] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.options = options or Options()
+        self._meter = meter or NoMeter()
+        self._looking = 0
+        self._finishing = False
+        self._finished = asyncio.Event()
         self.queue = queue or WorkQueue()
         self._store, self._backend, self._lineage, self._clock = store, backend, lineage, clock
         self._references = References()
@@ -100,24 +108,51 @@ class ControlPlane:
         self._owners.setdefault(key, set()).add(owner)
         self.queue.add(key)
 
+    async def finish(self, seconds: float) -> None:
+        """Take no more work, and wait for what is being looked at, `seconds` at most. `run` is still to be cancelled."""
+        self._finishing = True
+        if self._looking:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._finished.wait()
+
     async def _work(self) -> None:
         while True:
             key = await self.queue.get()
-            failed, after = True, None
+            if self._finishing:
+                self.queue.done(key)
+                return
+            self._looking += 1
             try:
-                async with asyncio.timeout(self.options.timeout_seconds):
-                    after = await self.reconcile(key)
-                failed = False
-            except (Conflict, NotYet) as reason:
-                log.debug("%s %s/%s: %s", *key, reason)
-            except NotFound:
-                failed = False
-            except TimeoutError:
-                log.warning("%s %s/%s: not done within %s s", *key, self.options.timeout_seconds)
-            except Exception:
-                log.exception("%s %s/%s: looking at it failed; it is tried again", *key)
+                await self._look(key)
             finally:
-                self.queue.done(key, failed=failed, after=after)
+                self._looking -= 1
+                if not self._looking:
+                    self._finished.set()
+
+    async def _look(self, key: Key) -> None:
+        began = time.perf_counter()
+        after, result = None, Result.ERROR
+        try:
+            async with asyncio.timeout(self.options.timeout_seconds):
+                after = await self.reconcile(key)
+            result = Result.DONE
+        except (Conflict, NotYet) as reason:
+            log.debug("%s %s/%s: %s", *key, reason)
+            result = Result.AGAIN
+        except NotFound:
+            result = Result.DONE
+        except Unavailable as reason:
+            log.warning("%s %s/%s: %s", *key, reason)
+            result = Result.UNAVAILABLE
+        except TimeoutError:
+            log.warning("%s %s/%s: not done within %s s", *key, self.options.timeout_seconds)
+            result = Result.TIMEOUT
+        except Exception:
+            log.exception("%s %s/%s: looking at it failed; it is tried again", *key)
+        finally:
+            self.queue.done(key, failed=result is not Result.DONE, after=after)
+            self._meter.looked(key[0], result, time.perf_counter() - began)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at one object and do what is to be done. Returns after how many seconds to look again. Raises `Conflict`, `NotYet`."""

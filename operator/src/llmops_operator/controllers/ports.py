@@ -24,6 +24,10 @@ class NotYet(Exception):
     """It is under way and takes its time: ask again later."""
 
 
+class Unavailable(Exception):
+    """The place does not answer, or refuses: the sentence says what to do where somebody has to do something."""
+
+
 Key = tuple[str, str, str]
 """(kind, namespace, name)"""
 

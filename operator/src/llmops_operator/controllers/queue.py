@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
@@ -36,7 +37,7 @@ class WorkQueue(Generic[K]):
     ) -> None:
         self._first, self._cap, self._jitter = first, cap, jitter
         self._call_later = call_later
-        self._ready: dict[K, None] = {}
+        self._ready: dict[K, float] = {}
         self._working: set[K] = set()
         self._again: set[K] = set()
         self._timers: dict[K, Timer] = {}
@@ -52,13 +53,18 @@ class WorkQueue(Generic[K]):
         """Whether nothing waits and nobody works; keys that are to be added later do not count."""
         return not self._ready and not self._working
 
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the key that has waited longest has waited."""
+        return time.monotonic() - next(iter(self._ready.values())) if self._ready else 0.0
+
     def add(self, key: K) -> None:
         """Have the key worked, once, from now on."""
         self._stop_timer(key)
         if key in self._working:
             self._again.add(key)
         elif key not in self._ready:
-            self._ready[key] = None
+            self._ready[key] = time.monotonic()
             self._wake()
 
     def add_after(self, key: K, seconds: float) -> None:

@@ -79,6 +79,8 @@ class MlflowLineage:
         self._outage: Unrecorded | None = None
         self._outage_failures = 0
         self._stopping = False
+        self.errors = 0
+        """How many calls of MLflow have failed."""
         self._tell: Callable[[Key], None] = lambda key: None
         self._thread = threading.Thread(target=self._run, name="lineage", daemon=True)
         # As defaults, not in the environment: programs started from this process would inherit that. The user's own values win.
@@ -200,6 +202,7 @@ class MlflowLineage:
 
     def _failed(self, waiting: Waiting, error: Exception) -> None:
         """One that MLflow refuses waits by itself; when MLflow does not answer, all wait."""
+        self.errors += 1
         said = Unrecorded(_said(error), timestamp(datetime.now(UTC)))
         with self._changed:
             if _refused(error):
@@ -250,6 +253,7 @@ class MlflowLineage:
             try:
                 found = _resolve(client, reference)
             except Exception as error:
+                self.errors += 1
                 said = Unrecorded(_said(error), timestamp(datetime.now(UTC)))
                 if not _refused(error):
                     self._registry_away(said, references)

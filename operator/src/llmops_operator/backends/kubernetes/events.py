@@ -1,0 +1,138 @@
+"""Events in events.k8s.io/v1, written in the background: the same one again within a while is a series that counts, not another object.
+
+They are asked for when a decision finds a transition, which is compared with the status that was written: none comes again
+because the operator was restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from llmops_operator.backends.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Client
+from llmops_operator.controllers.ports import NotFound
+
+log = logging.getLogger(__name__)
+
+WAITING = 1000
+"""So many events wait to be written at most; what comes then is dropped."""
+SERIES = 2000
+"""So many events are remembered, to be counted instead of repeated,"""
+SERIES_SECONDS = 600.0
+"""for so long after each was told last."""
+NOTE_LENGTH = 1024
+"""The API server takes no longer note."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    uid: str
+    type_: str
+    reason: str
+    note: str
+
+
+@dataclass
+class _Series:
+    path: str
+    count: int
+    last: float
+
+
+class EventRecorder:
+    """Writes events until cancelled. `instance` names this replica."""
+
+    def __init__(self, client: Client, instance: str) -> None:
+        self._client, self._instance = client, instance
+        self._waiting: asyncio.Queue[tuple[_Told, dict[str, Any]]] = asyncio.Queue(WAITING)
+        self._series: OrderedDict[_Told, _Series] = OrderedDict()
+        self._failing = False
+
+    def record(self, regarding: Mapping[str, Any], *, type_: str, reason: str, message: str) -> None:
+        """Have an event about an object written."""
+        metadata = regarding["metadata"]
+        note = message if len(message.encode()) <= NOTE_LENGTH else _cut(message)
+        reference = {
+            "apiVersion": regarding["apiVersion"],
+            "kind": regarding["kind"],
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+        }
+        try:
+            self._waiting.put_nowait((_Told(metadata["uid"], type_, reason, note), reference))
+        except asyncio.QueueFull:
+            log.warning("too many events are waiting; dropped: %s %s: %s", metadata["name"], reason, message)
+
+    async def run(self) -> None:
+        """Write what is recorded."""
+        while True:
+            told, regarding = await self._waiting.get()
+            try:
+                await self._write(told, regarding)
+                self._failing = False
+            except Exception as error:
+                if not self._failing:
+                    log.warning("events cannot be written: %s", error)
+                self._failing = True
+            finally:
+                self._waiting.task_done()
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until all is written, `seconds` at most."""
+        try:
+            await asyncio.wait_for(self._waiting.join(), seconds)
+        except TimeoutError:
+            log.warning("%d events are left unwritten", self._waiting.qsize())
+
+    async def _write(self, told: _Told, regarding: dict[str, Any]) -> None:
+        now = time.monotonic()
+        known = self._series.get(told)
+        if known is not None and now - known.last < SERIES_SECONDS:
+            body = {"series": {"count": known.count + 1, "lastObservedTime": _now()}}
+            try:
+                await self._client.ask("PATCH", known.path, body=body, content_type=MERGE_PATCH)
+            except NotFound:  # events are kept for an hour only, and anybody may delete them
+                pass
+            else:
+                known.count, known.last = known.count + 1, now
+                self._series.move_to_end(told)
+                return
+        path = f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events"
+        name = f"{regarding['name']}.{time.time_ns():x}"
+        await self._client.ask(
+            "POST", path, query={"fieldManager": FIELD_MANAGER}, body=self._event(name, told, regarding)
+        )
+        self._series[told] = _Series(f"{path}/{name}", 1, now)
+        while len(self._series) > SERIES:
+            self._series.popitem(last=False)
+
+    def _event(self, name: str, told: _Told, regarding: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": regarding["namespace"]},
+            "eventTime": _now(),
+            "reportingController": f"llmops.dev/{FIELD_MANAGER}",
+            "reportingInstance": self._instance[:128],
+            "action": "Reconcile",
+            "type": told.type_,
+            "reason": told.reason,
+            "note": told.note,
+            "regarding": regarding,
+        }
+
+
+def _cut(message: str) -> str:
+    return message.encode()[: NOTE_LENGTH - 3].decode(errors="ignore") + "…"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
