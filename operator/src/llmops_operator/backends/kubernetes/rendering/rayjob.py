@@ -15,6 +15,7 @@ from llmops_operator.domain.workload import Owner, Workload
 
 API_VERSION = "ray.io/v1"
 KIND = "RayJob"
+SUBMITTER = "ray-job-submitter"
 
 
 def rayjob_spec(owner: Owner, workload: Workload, config: OperatorConfig) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _ray_pod(owner: Owner, workload: Workload, config: OperatorConfig, name: str
 
 def _submitter(owner: Owner, workload: Workload, config: OperatorConfig) -> dict[str, Any]:
     small = {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}}
-    template = _ray_pod(owner, _without_gpus(workload), config, "ray-job-submitter")
+    template = _ray_pod(owner, _without_gpus(workload), config, SUBMITTER)
     spec = dict(template["spec"])
     (container,) = spec["containers"]
     spec["containers"] = [{**container, **small}]

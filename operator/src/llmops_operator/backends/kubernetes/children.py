@@ -1,0 +1,172 @@
+"""All children of all objects, as the API server has them, and the writes that make them what they should be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from llmops_operator.backends.kubernetes.api import Api, Manifest, Resource
+from llmops_operator.backends.kubernetes.cache import Cache, key_of
+from llmops_operator.backends.kubernetes.drift import holds
+from llmops_operator.backends.kubernetes.informer import Informer
+from llmops_operator.backends.kubernetes.rendering.names import APPLIED, CACHE_CLAIM, SELECTOR, WORKLOAD, owner_of
+from llmops_operator.controllers.ports import Key, NotFound, NotYet
+from llmops_operator.domain.workload import Owner
+
+JOB = Resource("batch/v1", "Job", "jobs")
+DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
+SERVICE = Resource("v1", "Service", "services")
+CONFIG_MAP = Resource("v1", "ConfigMap", "configmaps")
+CLAIM = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+POD = Resource("v1", "Pod", "pods")
+RAYJOB = Resource("ray.io/v1", "RayJob", "rayjobs")
+KINDS = {resource.kind: resource for resource in (JOB, DEPLOYMENT, SERVICE, CONFIG_MAP, CLAIM, POD, RAYJOB)}
+
+MADE_ONCE = frozenset({"Job", "RayJob", "PersistentVolumeClaim"})
+"""What is never changed once it is there: an attempt runs as it was begun, and a claim keeps what it has."""
+OWNING = frozenset({"Job", "RayJob", "Deployment"})
+"""What has pods: it is gone when they are."""
+GOING_SECONDS = 2.0
+
+
+class Children:
+    """Reads are from memory. `changed` is called with the owner of a child that is new, has changed or has gone."""
+
+    def __init__(self, api: Api, namespaces: Iterable[str], changed: Callable[[Owner], None]) -> None:
+        self._api, self._tell = api, changed
+        self._cache = Cache()
+        self._of: dict[Owner, dict[Key, None]] = {}
+        self._owners: dict[Key, Owner] = {}
+        self._going: dict[Owner, asyncio.Event] = {}
+        places: list[str | None] = [*namespaces] or [None]
+        self._informers = [
+            Informer(
+                api,
+                resource,
+                self._cache,
+                selector=SELECTOR,
+                namespace=namespace,
+                changed=self._changed,
+                gone=self._gone,
+            )
+            for resource in KINDS.values()
+            for namespace in places
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to watch; returns when everything that is there is known."""
+        self._tasks = [asyncio.create_task(informer.run()) for informer in self._informers]
+        synced = asyncio.create_task(self._synced())
+        done, _ = await asyncio.wait([synced, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def _synced(self) -> None:
+        for informer in self._informers:
+            await informer.synced.wait()
+
+    async def stop(self) -> None:
+        """Watch no longer."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def absent(self, kind: str) -> bool:
+        """Whether the cluster does not have this kind."""
+        return any(informer.absent for informer in self._informers if informer.kind == kind)
+
+    def owners(self) -> frozenset[Owner]:
+        """All objects that have children."""
+        return frozenset(self._of)
+
+    def of(self, owner: Owner) -> list[dict[str, Any]]:
+        """The children of an object, and the pods of its children."""
+        found = (self._cache.get(key) for key in list(self._of.get(owner, ())))
+        return [one for one in found if one is not None]
+
+    def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        """One child as last seen."""
+        return self._cache.get((kind, namespace, name))
+
+    async def apply(self, manifest: Manifest) -> bool:
+        """Make a child what was rendered; whether anything was written. Raises `NotYet` while an older one of its name goes."""
+        metadata = manifest["metadata"]
+        kind, namespace, name = manifest["kind"], metadata["namespace"], metadata["name"]
+        live = self.get(kind, namespace, name)
+        if live is not None:
+            shared = name == CACHE_CLAIM
+            if live["metadata"].get("deletionTimestamp") or (not shared and owner_of(live) != owner_of(manifest)):
+                raise NotYet(f"an older {kind} {name} is still there")
+            same = (live["metadata"].get("annotations") or {}).get(APPLIED) == metadata["annotations"][APPLIED]
+            if kind in MADE_ONCE or (same and holds(manifest, live)):
+                return False
+        self._keep(await self._api.apply(KINDS[kind], manifest))
+        return True
+
+    async def annotate(self, live: Manifest, annotations: Mapping[str, str]) -> None:
+        """Set annotations of a child or of a pod. One that has gone is nothing to worry about."""
+        metadata = live["metadata"]
+        patch = {"metadata": {"annotations": dict(annotations)}}
+        try:
+            found = await self._api.merge(KINDS[live["kind"]], metadata["namespace"], metadata["name"], patch)
+        except NotFound:
+            return
+        self._keep(found)
+
+    async def remove(self, owner: Owner, name: str) -> None:
+        """Delete the children of a workload, and wait a moment until they and their pods are gone. Raises `NotYet`."""
+        for child in self._of_workload(owner, name):
+            metadata = child["metadata"]
+            if child["kind"] != "Pod" and not metadata.get("deletionTimestamp"):
+                resource, owning = KINDS[child["kind"]], child["kind"] in OWNING
+                await self._api.delete(
+                    resource, metadata["namespace"], metadata["name"], uid=metadata["uid"], owning=owning
+                )
+        await self._until_gone(owner, name)
+
+    async def remove_claims(self, owner: Owner) -> None:
+        """Delete the claims of an object. They go when no pod uses them any more: nobody waits for that."""
+        for child in self.of(owner):
+            if child["kind"] == "PersistentVolumeClaim" and not child["metadata"].get("deletionTimestamp"):
+                await self._api.delete(CLAIM, owner.namespace, child["metadata"]["name"], uid=child["metadata"]["uid"])
+
+    def _of_workload(self, owner: Owner, name: str) -> list[dict[str, Any]]:
+        return [one for one in self.of(owner) if one["metadata"]["labels"].get(WORKLOAD) == name]
+
+    async def _until_gone(self, owner: Owner, name: str) -> None:
+        deadline = asyncio.get_running_loop().time() + GOING_SECONDS
+        while self._of_workload(owner, name):
+            went = self._going.setdefault(owner, asyncio.Event())
+            went.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await went.wait()
+            except TimeoutError:
+                raise NotYet(f"{name} is still ending") from None
+        self._going.pop(owner, None)
+
+    def _keep(self, manifest: Manifest) -> None:
+        if self._cache.put(manifest):
+            self._changed(manifest)
+
+    def _changed(self, manifest: Manifest) -> None:
+        owner = owner_of(manifest)
+        if owner is not None:
+            key = key_of(manifest)
+            self._owners[key] = owner
+            self._of.setdefault(owner, {})[key] = None
+            self._tell(owner)
+
+    def _gone(self, key: Key) -> None:
+        owner = self._owners.pop(key, None)
+        if owner is None:
+            return
+        mine = self._of[owner]
+        mine.pop(key, None)
+        if not mine:
+            del self._of[owner]
+        if owner in self._going:
+            self._going[owner].set()
+        self._tell(owner)

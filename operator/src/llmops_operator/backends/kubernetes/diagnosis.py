@@ -1,0 +1,138 @@
+"""Why a pod does not go on, in words that say what to do: from what Kubernetes says about pods, Jobs and Deployments. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Manifest = Mapping[str, Any]
+Finding = tuple[str, str]
+"""(reason, message)"""
+
+OK: Finding = ("", "")
+OOM_KILLED = "OOMKilled"
+_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_MISSING = re.compile(r"(?P<kind>secret|configmap) \"(?P<name>[^\"]+)\" not found")
+_KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret (?P<where>\S+)")
+_LACKS = re.compile(r"Insufficient (?P<what>[\w./-]+)")
+
+
+def diagnose(pods: Iterable[Manifest]) -> Finding:
+    """The first thing that keeps one of the pods from running well; `OK` when there is none."""
+    for pod in sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", reverse=True):
+        found = _of_pod(pod)
+        if found != OK:
+            return found
+    return OK
+
+
+def _of_pod(pod: Manifest) -> Finding:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if status.get("reason") in ("Evicted", "NodeLost", "Preempting"):
+        return status["reason"], f"pod {name}: {status.get('message') or status['reason']}"
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return _unscheduled(condition.get("message", ""), pod)
+    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        found = _of_container(name, container)
+        if found != OK:
+            return found
+    return OK
+
+
+def _unscheduled(message: str, pod: Manifest) -> Finding:
+    if "unbound immediate PersistentVolumeClaims" in message or "persistentvolumeclaim" in message:
+        return "VolumeNotBound", f"{message}; look at the claim (kubectl describe pvc), its storage class and its size"
+    lacks = sorted(set(_LACKS.findall(message)))
+    if lacks:
+        asked = _asked(pod)
+        wishes = ", ".join(f"{what} (each pod asks for {asked[what]})" if what in asked else what for what in lacks)
+        return "Unschedulable", f"no node has enough {wishes}: lower spec.compute, or add nodes. {message}"
+    if "taint" in message or "didn't match" in message:
+        return (
+            "Unschedulable",
+            f"{message}. Set spec.podTemplate.tolerations or nodeSelector, or spec.compute.gpus.product",
+        )
+    return "Unschedulable", message
+
+
+def _asked(pod: Manifest) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for container in pod["spec"]["containers"]:
+        resources = container.get("resources") or {}
+        found |= {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return found
+
+
+def _of_container(pod: str, container: Manifest) -> Finding:
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _PULL:
+        what = f"the image {container.get('image')} cannot be had: {message or reason}"
+        return (
+            reason,
+            f"{what}. Check its name, and the pull secrets (spec.podTemplate.imagePullSecrets or the chart's)",
+        )
+    if reason == "CreateContainerConfigError":
+        return reason, _config_error(message)
+    if reason == "CrashLoopBackOff":
+        last = (container.get("lastState") or {}).get("terminated") or {}
+        if last.get("reason") == OOM_KILLED:
+            return _out_of_memory(pod, container)
+        said = _last_line(last.get("message", ""))
+        ended = f"it ended {container.get('restartCount', 0)} times, last with exit code {last.get('exitCode')}"
+        return reason, f"{ended}{f': {said}' if said else f': read kubectl logs {pod} --previous'}"
+    if reason in ("CreateContainerError", "RunContainerError"):
+        return reason, f"pod {pod}: {message}"
+    terminated = state.get("terminated") or {}
+    if terminated.get("reason") == OOM_KILLED:
+        return _out_of_memory(pod, container)
+    return OK
+
+
+def _out_of_memory(pod: str, container: Manifest) -> Finding:
+    limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
+    more = f" of {limit}" if limit else ""
+    return (
+        "OutOfMemory",
+        f"pod {pod} used more than its memory{more} and was killed: raise spec.compute.resources.memory",
+    )
+
+
+def _config_error(message: str) -> str:
+    if match := _MISSING.search(message):
+        return f"there is no {match['kind']} {match['name']}: create it in this namespace, it goes on by itself"
+    if match := _KEY.search(message):
+        return f"Secret {match['where']} has no key {match['key']}: add it, it goes on by itself"
+    return message
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("llmops-")]
+    return lines[-1][:1000] if lines else ""
+
+
+def exit_code(pods: Iterable[Manifest]) -> int | None:
+    """The exit code of the container that ended last; out of memory is 137, as everywhere."""
+    ended = [
+        (terminated.get("finishedAt") or "", terminated)
+        for pod in pods
+        for container in (pod.get("status") or {}).get("containerStatuses") or ()
+        if (terminated := (container.get("state") or {}).get("terminated"))
+    ]
+    if not ended:
+        return None
+    _, last = max(ended, key=lambda one: one[0])
+    return 137 if last.get("reason") == OOM_KILLED else int(last["exitCode"])
+
+
+def last_words(pods: Iterable[Manifest]) -> str:
+    """The last line that a container wrote before it ended badly."""
+    for pod in pods:
+        for container in (pod.get("status") or {}).get("containerStatuses") or ():
+            terminated = (container.get("state") or {}).get("terminated") or {}
+            if said := _last_line(terminated.get("message", "")):
+                return said
+    return ""

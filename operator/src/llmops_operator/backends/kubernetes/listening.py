@@ -1,0 +1,188 @@
+"""What programs say themselves, asked of them again and again: results, progress, and what gateways answer with.
+
+Only of objects that may have something new to say: those whose children changed, that run something which completes, or whose service is
+not ready; gateways are asked as long as they serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from llmops_api.programs import Said
+from llmops_api.v1alpha1.meta import Progress
+from llmops_operator.backends.kubernetes.api import Api
+from llmops_operator.backends.kubernetes.children import Children
+from llmops_operator.backends.kubernetes.rendering.names import GATEWAY_PORT, RESULT, ROLE
+from llmops_operator.backends.kubernetes.results import (
+    PATIENCE_SECONDS,
+    PROGRESS_SECONDS,
+    Logs,
+    progress_of,
+    seconds_since,
+)
+from llmops_operator.backends.kubernetes.status import Heard, ended_at, is_main, pods_of, speaker
+from llmops_operator.domain.workload import Owner, Role
+
+log = logging.getLogger(__name__)
+
+COLLECT_SECONDS = 0.5
+REPORT_SECONDS = 2.0
+"""How often gateways are asked what they answer with."""
+REPORT_TIMEOUT = 5.0
+MOST_REPORTS = 16
+
+Key = tuple[Owner, str]
+Manifest = Mapping[str, Any]
+
+
+class Listening:
+    """`changed` is called with the owner of a workload that said something new."""
+
+    def __init__(self, api: Api, children: Children, changed: Callable[[Owner], None]) -> None:
+        self._children, self._changed = children, changed
+        self._logs = Logs(api)
+        self._progress: dict[Key, Progress] = {}
+        self._reports: dict[Key, Mapping[str, Any]] = {}
+        self._overdue: set[Key] = set()
+        self._look_at: set[Owner] = set()
+        self._running: set[Owner] = set()
+        self._gateways: set[Owner] = set()
+
+    def look_at(self, owner: Owner) -> None:
+        """Its children have changed."""
+        self._look_at.add(owner)
+
+    def heard(self, owner: Owner, name: str) -> Heard:
+        """What was heard of a workload last."""
+        key = (owner, name)
+        return Heard(self._progress.get(key), self._reports.get(key), overdue=key in self._overdue)
+
+    def forget(self, owner: Owner, name: str) -> None:
+        """The workload is gone."""
+        key = (owner, name)
+        self._progress.pop(key, None)
+        self._reports.pop(key, None)
+        self._overdue.discard(key)
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_again(self._collect, COLLECT_SECONDS))
+            tasks.create_task(_again(self._follow, PROGRESS_SECONDS))
+            tasks.create_task(_again(self._ask, REPORT_SECONDS))
+
+    async def _collect(self) -> None:
+        """Take the results of what has ended, and find out who is to be listened to."""
+        owners, self._look_at = self._look_at, set()
+        try:
+            await asyncio.gather(*(self._collect_of(owner) for owner in owners))
+        except BaseException:
+            self._look_at |= owners
+            raise
+
+    async def _collect_of(self, owner: Owner) -> None:
+        children = self._children.of(owner)
+        mains = [one for one in children if is_main(one)]
+        gateways = [one for one in mains if _is_gateway(one)]
+        (self._gateways.add if gateways else self._gateways.discard)(owner)
+        running = [one for one in mains if not ended_at(one) and not (one["kind"] == "Deployment" and _is_ready(one))]
+        (self._running.add if running or any(key[0] == owner for key in self._progress) else self._running.discard)(
+            owner
+        )
+        for main in mains:
+            if ended_at(main) and RESULT not in (main["metadata"].get("annotations") or {}):
+                await self._take_result(owner, main, pods_of(children, main))
+
+    async def _take_result(self, owner: Owner, main: Manifest, pods: Sequence[Manifest]) -> None:
+        key = (owner, main["metadata"]["name"])
+        if key in self._overdue:
+            return
+        said_by = speaker(main, pods)
+        said = await self._logs.last(Said.RESULT, said_by) if said_by else None
+        if said is not None:
+            await self._children.annotate(main, {RESULT: json.dumps(said, ensure_ascii=False)})
+        elif said_by is None or seconds_since(ended_at(main)) > PATIENCE_SECONDS:
+            self._overdue.add(key)
+            self._changed(owner)
+        else:
+            self._look_at.add(owner)
+
+    async def _follow(self) -> None:
+        """How far programs are that complete, and services that are not ready yet."""
+        await asyncio.gather(*(self._follow_one(owner) for owner in list(self._running)))
+
+    async def _follow_one(self, owner: Owner) -> None:
+        children = self._children.of(owner)
+        news = False
+        for main in (one for one in children if is_main(one)):
+            key = (owner, main["metadata"]["name"])
+            said_by = speaker(main, pods_of(children, main))
+            speaks = said_by is not None and (said_by.get("status") or {}).get("phase") == "Running"
+            if ended_at(main) or (main["kind"] == "Deployment" and _is_ready(main)) or not speaks or said_by is None:
+                news |= self._progress.pop(key, None) is not None
+                continue
+            said = progress_of(await self._logs.last(Said.PROGRESS, said_by))
+            if said is not None and said != self._progress.get(key):
+                self._progress[key] = said
+                news = True
+        if news:
+            self._changed(owner)
+
+    async def _ask(self) -> None:
+        """What gateways answer with."""
+        if not self._gateways:
+            return
+        places = asyncio.Semaphore(MOST_REPORTS)
+        async with httpx.AsyncClient(timeout=REPORT_TIMEOUT, trust_env=False) as http:
+            await asyncio.gather(*(self._ask_of(owner, http, places) for owner in list(self._gateways)))
+
+    async def _ask_of(self, owner: Owner, http: httpx.AsyncClient, places: asyncio.Semaphore) -> None:
+        children = self._children.of(owner)
+        for main in (one for one in children if is_main(one) and _is_gateway(one)):
+            key = (owner, main["metadata"]["name"])
+            found = [said for pod in pods_of(children, main) if (said := await _report(pod, http, places)) is not None]
+            before = self._reports.get(key)
+            # While some replicas have taken a change over and some have not, what was said before still counts.
+            report = before if before in found else found[0] if found else None
+            if report == before:
+                continue
+            if report is None:
+                del self._reports[key]
+            else:
+                self._reports[key] = report
+            self._changed(owner)
+
+
+async def _report(pod: Manifest, http: httpx.AsyncClient, places: asyncio.Semaphore) -> Mapping[str, Any] | None:
+    address = (pod.get("status") or {}).get("podIP")
+    if not address or pod["metadata"].get("deletionTimestamp"):
+        return None
+    try:
+        async with places:
+            said = (await http.get(f"http://{address}:{GATEWAY_PORT}/readyz")).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+async def _again(look: Callable[[], Awaitable[None]], seconds: float) -> None:
+    while True:
+        try:
+            await look()
+        except Exception:
+            log.exception("listening to workloads failed; it is tried again")
+        await asyncio.sleep(seconds)
+
+
+def _is_gateway(main: Manifest) -> bool:
+    return bool(main["metadata"]["labels"].get(ROLE) == Role.GATEWAY)
+
+
+def _is_ready(main: Manifest) -> bool:
+    return ((main.get("status") or {}).get("readyReplicas") or 0) > 0
