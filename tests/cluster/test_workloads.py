@@ -14,10 +14,12 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import Configuration
 
 from harness.api_server import ApiServer
+from llmops_operator.backends.kubernetes import listening
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.backend import KubernetesBackend
 from llmops_operator.backends.kubernetes.client import Client
-from llmops_operator.backends.kubernetes.config import OperatorConfig
+from llmops_operator.backends.kubernetes.config import ConnectionSecret, LeaderElection, OperatorConfig
+from llmops_operator.backends.kubernetes.connection import copy_connection
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.names import LIVE, RESULT, labels
 from llmops_operator.controllers.ports import NotYet
@@ -84,6 +86,7 @@ async def client(api_server: ApiServer) -> AsyncIterator[tuple[Client, Writes]]:
     one = Client(found, meter=writes)
     yield one, writes
     await one.close()
+    await asyncio.sleep(0.25)  # aiohttp closes connections with TLS a moment later
 
 
 @pytest.fixture
@@ -329,3 +332,102 @@ async def test_a_watch_that_was_cut_misses_nothing(
     await until(lambda: backend.observe(owner)[GATEWAY.name].ready_replicas == 1, 60)
     await backend.apply(owner, GATEWAY)
     await until(lambda: api_server.kubectl.run("get", "service", GATEWAY.name, "-n", owner.namespace).returncode == 0)
+
+
+async def test_somebody_elses_object_is_left_alone_and_the_status_says_whose_name_it_is(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer
+) -> None:
+    api_server.kubectl("-n", owner.namespace, "create", "configmap", "chat-gateway-live", "--from-literal=a=b")
+    with pytest.raises(NotYet, match="somebody else"):
+        await backend.apply(owner, GATEWAY)
+    status = backend.observe(owner)[GATEWAY.name]
+    assert (status.state, status.reason) == (State.PENDING, "NameTaken")
+    assert owner in backend.owners()
+    api_server.kubectl("-n", owner.namespace, "delete", "configmap", "chat-gateway-live")
+    await backend.apply(owner, GATEWAY)
+    assert backend.observe(owner)[GATEWAY.name].reason == ""
+
+
+async def test_a_name_belongs_to_one_object(backend: KubernetesBackend, owner: Owner) -> None:
+    await backend.apply(owner, GATEWAY)
+    with pytest.raises(NotYet, match="TrainingJob handbook"):
+        await backend.apply(replace(owner, name="other", uid="other"), GATEWAY)
+
+
+async def test_what_the_api_server_refuses_is_told_in_the_status(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer
+) -> None:
+    with pytest.raises(NotYet):
+        await backend.apply(
+            owner, replace(GATEWAY, pod_template={"env": [{"name": "A", "value": "b", "valueFrom": {}}]})
+        )
+    assert backend.observe(owner)[GATEWAY.name].reason == "Refused"
+    await backend.apply(owner, GATEWAY)
+    assert backend.observe(owner)[GATEWAY.name].reason == ""
+
+
+async def test_a_config_file_that_was_deleted_is_there_again_before_its_pod_begins(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer
+) -> None:
+    await backend.apply(owner, JOB)
+    api_server.kubectl("-n", owner.namespace, "delete", "configmap", JOB.name)
+    await until(lambda: not any(one["kind"] == "ConfigMap" for one in backend._children.of(owner)))
+    await backend.apply(owner, JOB)
+    assert any(one["kind"] == "ConfigMap" for one in backend._children.of(owner))
+
+
+async def test_the_connection_is_copied_to_where_workloads_run(
+    client: tuple[Client, Writes], owner: Owner, api_server: ApiServer
+) -> None:
+    api_server.kubectl("-n", owner.namespace, "create", "secret", "generic", "ours", "--from-literal=QDRANT_API_KEY=k")
+    settings = {
+        "connection_secret": ConnectionSecret(name="ours"),
+        "leader_election": LeaderElection(namespace=owner.namespace),
+    }
+    config = CONFIG.model_copy(update=settings)
+    api = Api(client[0])
+    await copy_connection(api, config, owner.namespace)
+    said = api_server.kubectl("-n", owner.namespace, "get", "secret", "llmops-connection", "-o", "jsonpath={.data}")
+    assert json.loads(str(said)) == {"QDRANT_API_KEY": "aw=="}
+
+
+async def test_a_connection_that_is_not_there_is_told(
+    client: tuple[Client, Writes], owner: Owner, api_server: ApiServer
+) -> None:
+    backend = KubernetesBackend(
+        Api(client[0]), CONFIG.model_copy(update={"connection_secret": ConnectionSecret(name="no")})
+    )
+    await backend.start()
+    with pytest.raises(NotYet):
+        await backend.apply(owner, GATEWAY)
+    assert '"no" not found' in backend.observe(owner)[GATEWAY.name].message
+    await backend.stop()
+
+
+async def test_a_pod_that_may_not_be_made_is_told_from_the_events_of_its_job(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "STUCK_SECONDS", 0.5)
+    backend._listening._acting = lambda: True
+    await backend.apply(owner, JOB)
+    job = backend._children.get("Job", owner.namespace, JOB.name)
+    assert job is not None
+    event = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": "refused", "namespace": owner.namespace},
+        "involvedObject": {
+            "kind": "Job",
+            "name": JOB.name,
+            "namespace": owner.namespace,
+            "uid": job["metadata"]["uid"],
+        },
+        "type": "Warning",
+        "reason": "FailedCreate",
+        "message": 'pods "x" is forbidden: exceeded quota: small',
+    }
+    api_server.kubectl("apply", "-f", "-", stdin=json.dumps(event))
+    await asyncio.sleep(1)
+    await backend._listening._collect()
+    await backend._listening._ask_why()
+    assert backend.observe(owner)[JOB.name].reason == "QuotaExceeded"

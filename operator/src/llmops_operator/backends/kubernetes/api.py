@@ -81,6 +81,18 @@ class Api:
                     )
                 yield event["type"], found
 
+    async def read(self, resource: Resource, namespace: str, name: str) -> Manifest:
+        """One object."""
+        found: Manifest = await self._client.ask("GET", resource.path(namespace, name))
+        return found
+
+    async def warnings(self, namespace: str, uid: str) -> tuple[str, ...]:
+        """What Warning events say about an object, the oldest first."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": "100"}
+        found = await self._client.ask("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
+        events = sorted(found["items"], key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        return tuple(str(event.get("message") or "") for event in events)
+
     async def log(self, resource: Resource, namespace: str, name: str, **query: str | int) -> str:
         """The log of a pod."""
         within = aiohttp.ClientTimeout(total=CONNECT_SECONDS)

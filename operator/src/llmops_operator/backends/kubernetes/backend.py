@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from kubernetes.aio.client.exceptions import ApiException
 
 from llmops_operator.backends.kubernetes.api import Api
-from llmops_operator.backends.kubernetes.children import Children
+from llmops_operator.backends.kubernetes.children import Children, Taken
+from llmops_operator.backends.kubernetes.client import Refused
 from llmops_operator.backends.kubernetes.config import OperatorConfig
+from llmops_operator.backends.kubernetes.connection import copy_connection
 from llmops_operator.backends.kubernetes.listening import Listening
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.children import main_kind
-from llmops_operator.backends.kubernetes.rendering.names import LIVE, WORKLOAD
+from llmops_operator.backends.kubernetes.rendering.names import LIVE, UID, WORKLOAD
 from llmops_operator.backends.kubernetes.rendering.rayjob import KIND as RAYJOB
-from llmops_operator.backends.kubernetes.status import is_main, pods_of, status_of
+from llmops_operator.backends.kubernetes.status import ended_at, is_main, pods_of, status_of
+from llmops_operator.controllers.ports import NotFound, NotYet
 from llmops_operator.domain.fingerprint import fingerprint
 from llmops_operator.domain.workload import Owner, State, Workload, WorkloadStatus
 
@@ -25,15 +32,17 @@ LOOK_FOR_KUBERAY_SECONDS = 10.0
 
 
 class KubernetesBackend:
-    """Implements `controllers.ports.Backend`. `start` returns when everything that is there is known."""
+    """Implements `controllers.ports.Backend`. `start` returns when everything that is there is known. `acting` says whether this
+    process is the one that acts: another one only watches.
+    """
 
-    def __init__(self, api: Api, config: OperatorConfig) -> None:
-        self._config = config
+    def __init__(self, api: Api, config: OperatorConfig, *, acting: Callable[[], bool] = lambda: True) -> None:
+        self._api, self._config = api, config
         self._children = Children(api, config.watch_namespaces, self._changed)
-        self._listening = Listening(api, self._children, self._tell)
+        self._listening = Listening(api, self._children, self._tell, acting)
         self._listeners: list[Callable[[Owner], None]] = []
-        self._waiting: dict[tuple[Owner, str], Workload] = {}
-        """What needs KubeRay where there is none."""
+        self._troubles: dict[tuple[Owner, str], tuple[str, str]] = {}
+        """Why a workload could not be applied: (reason, message)."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -56,36 +65,65 @@ class KubernetesBackend:
             for main in children
             if is_main(main) and (name := main["metadata"]["labels"].get(WORKLOAD))
         }
-        for waiting_owner, name in self._waiting:
-            if waiting_owner == owner and name not in found:
-                found[name] = WorkloadStatus(State.PENDING, reason="KubeRayMissing", message=KUBERAY_MISSING)
+        for (troubled, name), (reason, message) in self._troubles.items():
+            if troubled == owner:
+                known = found.get(name, WorkloadStatus(State.PENDING))
+                found[name] = known if known.reason else replace(known, reason=reason, message=message)
         return found
 
     def owners(self) -> frozenset[Owner]:
         """All objects that have children."""
-        return self._children.owners()
+        return self._children.owners() | {owner for owner, _ in self._troubles}
 
     async def apply(self, owner: Owner, workload: Workload) -> None:
         """Write what is missing or has drifted. A Job or RayJob that is there is left as it is, running or ended."""
         kind = main_kind(workload)
-        main = self._children.get(kind, owner.namespace, workload.name)
-        if main is not None and kind != "Deployment" and not main["metadata"].get("deletionTimestamp"):
-            return
         key = (owner, workload.name)
         if kind == RAYJOB and self._children.absent(RAYJOB):
-            if key not in self._waiting:
-                self._waiting[key] = workload
-                self._tell(owner)
+            self._trouble(key, ("KubeRayMissing", KUBERAY_MISSING))
             return
-        self._waiting.pop(key, None)
-        for manifest in render(owner, workload, self._config):
+        try:
+            await self._apply(owner, workload, kind)
+        except (Refused, Taken, NotFound) as error:
+            self._trouble(key, ("NameTaken" if isinstance(error, Taken) else "Refused", str(error)))
+            raise NotYet(str(error)) from error
+        except ApiException as error:
+            self._trouble(key, ("Refused", f"the API server refuses it: {error.reason}"))
+            raise NotYet(str(error.reason)) from error
+        self._trouble(key, None)
+
+    async def _apply(self, owner: Owner, workload: Workload, kind: str) -> None:
+        main = self._children.get(kind, owner.namespace, workload.name)
+        manifests = render(owner, workload, self._config)
+        if main is not None and kind != "Deployment" and not main["metadata"].get("deletionTimestamp"):
+            if main["metadata"]["labels"].get(UID) == owner.uid and ended_at(main):
+                return
+            # It stays as it was begun; but a file that somebody deleted is there again before its pod needs it.
+            manifests = tuple(one for one in manifests if self._is_missing(one) or one["kind"] == kind)
+        if main is None:
+            await copy_connection(self._api, self._config, owner.namespace)
+        for manifest in manifests:
             await self._children.apply(manifest)
         if workload.live_files:
             await self._refresh(owner, workload)
 
+    def _is_missing(self, manifest: Mapping[str, Any]) -> bool:
+        metadata = manifest["metadata"]
+        return self._children.get(manifest["kind"], metadata["namespace"], metadata["name"]) is None
+
+    def _trouble(self, key: tuple[Owner, str], cause: tuple[str, str] | None) -> None:
+        """Remember why a workload could not be applied, and tell when that is new."""
+        if self._troubles.get(key) == cause:
+            return
+        if cause is None:
+            del self._troubles[key]
+        else:
+            self._troubles[key] = cause
+        self._tell(key[0])
+
     async def remove(self, owner: Owner, name: str) -> None:
         """Delete its children. Raises `NotYet` while pods are still ending."""
-        self._waiting.pop((owner, name), None)
+        self._trouble((owner, name), None)
         await self._children.remove(owner, name)
         self._listening.forget(owner, name)
 
@@ -118,6 +156,7 @@ class KubernetesBackend:
     async def _look_for_kuberay(self) -> None:
         while True:
             await asyncio.sleep(LOOK_FOR_KUBERAY_SECONDS)
-            if self._waiting and not self._children.absent(RAYJOB):
-                for owner, _ in list(self._waiting):
-                    self._tell(owner)
+            if not self._children.absent(RAYJOB):
+                for (owner, _), (reason, _) in list(self._troubles.items()):
+                    if reason == "KubeRayMissing":
+                        self._tell(owner)

@@ -11,7 +11,7 @@ from llmops_operator.backends.kubernetes.cache import Cache, key_of
 from llmops_operator.backends.kubernetes.drift import holds
 from llmops_operator.backends.kubernetes.informer import Informer
 from llmops_operator.backends.kubernetes.rendering.names import APPLIED, CACHE_CLAIM, SELECTOR, WORKLOAD, owner_of
-from llmops_operator.controllers.ports import Key, NotFound, NotYet
+from llmops_operator.controllers.ports import Key, NotFound, NotYet, Unavailable
 from llmops_operator.domain.workload import Owner
 
 JOB = Resource("batch/v1", "Job", "jobs")
@@ -28,6 +28,10 @@ MADE_ONCE = frozenset({"Job", "RayJob", "PersistentVolumeClaim"})
 OWNING = frozenset({"Job", "RayJob", "Deployment"})
 """What has pods: it is gone when they are."""
 GOING_SECONDS = 2.0
+
+
+class Taken(Unavailable):
+    """Somebody else has an object of that name."""
 
 
 class Children:
@@ -91,19 +95,30 @@ class Children:
         return self._cache.get((kind, namespace, name))
 
     async def apply(self, manifest: Manifest) -> bool:
-        """Make a child what was rendered; whether anything was written. Raises `NotYet` while an older one of its name goes."""
+        """Make a child what was rendered; whether anything was written. Raises `NotYet` while an older one of its name goes,
+        and `Taken` when it is somebody else's.
+        """
         metadata = manifest["metadata"]
         kind, namespace, name = manifest["kind"], metadata["namespace"], metadata["name"]
-        live = self.get(kind, namespace, name)
+        live = self.get(kind, namespace, name) or await self._unseen(kind, namespace, name)
         if live is not None:
-            shared = name == CACHE_CLAIM
-            if live["metadata"].get("deletionTimestamp") or (not shared and owner_of(live) != owner_of(manifest)):
+            if name != CACHE_CLAIM:
+                _same_owner(manifest, live)
+            if live["metadata"].get("deletionTimestamp"):
                 raise NotYet(f"an older {kind} {name} is still there")
             same = (live["metadata"].get("annotations") or {}).get(APPLIED) == metadata["annotations"][APPLIED]
             if kind in MADE_ONCE or (same and holds(manifest, live)):
                 return False
         self._keep(await self._api.apply(KINDS[kind], manifest))
         return True
+
+    async def _unseen(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """An object that is not among those watched. Server-side apply would make it ours, whosever it is."""
+        try:
+            found = await self._api.read(KINDS[kind], namespace, name)
+        except NotFound:
+            return None
+        return {**found, "kind": kind}
 
     async def annotate(self, live: Manifest, annotations: Mapping[str, str]) -> None:
         """Set annotations of a child or of a pod. One that has gone is nothing to worry about."""
@@ -170,3 +185,17 @@ class Children:
         if owner in self._going:
             self._going[owner].set()
         self._tell(owner)
+
+
+def _same_owner(manifest: Manifest, live: Manifest) -> None:
+    ours, theirs = owner_of(manifest), owner_of(live)
+    metadata = live["metadata"]
+    if ours is None or ours == theirs:
+        return
+    if theirs is not None and (theirs.kind, theirs.name) == (ours.kind, ours.name):
+        raise NotYet(f"an older {live['kind']} {metadata['name']} is still there")
+    who = f"{theirs.kind} {theirs.name}" if theirs else "somebody else"
+    raise Taken(
+        f"{who} has a {live['kind']} {metadata['name']} in namespace {metadata['namespace']} already: give this object another "
+        "name, or remove that one; it goes on by itself"
+    )

@@ -100,6 +100,10 @@ class Client(ApiClient):
         raise failure(response.status, data, method, path)
 
 
+class Refused(Unavailable):
+    """The API server does not want what it was asked, and will not until somebody changes something."""
+
+
 def failure(code: int, data: bytes, method: str, path: str) -> Exception:
     """What an answer that is none means."""
     try:
@@ -111,8 +115,10 @@ def failure(code: int, data: bytes, method: str, path: str) -> Exception:
             return NotFound(said or path)
         case 409:
             return Conflict(said or path)
+        case 403 if any(word in said for word in ("exceeded quota", "webhook", "PodSecurity", "LimitRange")):
+            return Refused(f"the API server refuses it: {said}")
         case 401 | 403:
-            return Unavailable(
+            return Refused(
                 f"the operator may not: {said}; grant it (the chart's ClusterRole does: helm upgrade, or --set rbac.create=true); "
                 "it is tried again"
             )

@@ -27,6 +27,17 @@ def diagnose(pods: Iterable[Manifest]) -> Finding:
     return OK
 
 
+def refused(message: str) -> Finding:
+    """What an event says of a pod that cannot be made, or cannot begin."""
+    if "exceeded quota" in message:
+        return "QuotaExceeded", f"{message}: raise the namespace's ResourceQuota, or ask for less in spec.compute"
+    if "PodSecurity" in message:
+        return "PodSecurityRefused", f"{message}: change spec.podTemplate, or the namespace's pod-security labels"
+    if "admission webhook" in message:
+        return "WebhookRefused", f"{message}: an admission webhook of this cluster refuses the pod"
+    return "CannotStart", message
+
+
 def _of_pod(pod: Manifest) -> Finding:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if status.get("reason") in ("Evicted", "NodeLost", "Preempting"):

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
+from kubernetes.aio.client.exceptions import ApiException
 
 from llmops_api.programs import Said
 from llmops_api.v1alpha1.meta import Progress
@@ -27,6 +28,7 @@ from llmops_operator.backends.kubernetes.results import (
     seconds_since,
 )
 from llmops_operator.backends.kubernetes.status import Heard, ended_at, is_main, pods_of, speaker
+from llmops_operator.controllers.ports import NotFound, Unavailable
 from llmops_operator.domain.workload import Owner, Role
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ COLLECT_SECONDS = 0.5
 REPORT_SECONDS = 2.0
 """How often gateways are asked what they answer with."""
 REPORT_TIMEOUT = 5.0
+STUCK_SECONDS = 10.0
+"""So long something may take to begin before it is asked why it does not."""
 MOST_REPORTS = 16
 
 Key = tuple[Owner, str]
@@ -44,11 +48,14 @@ Manifest = Mapping[str, Any]
 class Listening:
     """`changed` is called with the owner of a workload that said something new."""
 
-    def __init__(self, api: Api, children: Children, changed: Callable[[Owner], None]) -> None:
-        self._children, self._changed = children, changed
+    def __init__(
+        self, api: Api, children: Children, changed: Callable[[Owner], None], acting: Callable[[], bool]
+    ) -> None:
+        self._api, self._children, self._changed, self._acting = api, children, changed, acting
         self._logs = Logs(api)
         self._progress: dict[Key, Progress] = {}
         self._reports: dict[Key, Mapping[str, Any]] = {}
+        self._warnings: dict[Key, str] = {}
         self._overdue: set[Key] = set()
         self._look_at: set[Owner] = set()
         self._running: set[Owner] = set()
@@ -61,21 +68,37 @@ class Listening:
     def heard(self, owner: Owner, name: str) -> Heard:
         """What was heard of a workload last."""
         key = (owner, name)
-        return Heard(self._progress.get(key), self._reports.get(key), overdue=key in self._overdue)
+        return Heard(
+            self._progress.get(key),
+            self._reports.get(key),
+            overdue=key in self._overdue,
+            warning=self._warnings.get(key, ""),
+        )
 
     def forget(self, owner: Owner, name: str) -> None:
         """The workload is gone."""
         key = (owner, name)
         self._progress.pop(key, None)
         self._reports.pop(key, None)
+        self._warnings.pop(key, None)
         self._overdue.discard(key)
 
     async def run(self) -> None:
         """Listen until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_again(self._collect, COLLECT_SECONDS))
-            tasks.create_task(_again(self._follow, PROGRESS_SECONDS))
-            tasks.create_task(_again(self._ask, REPORT_SECONDS))
+            tasks.create_task(self._again(self._collect, COLLECT_SECONDS))
+            tasks.create_task(self._again(self._follow, PROGRESS_SECONDS))
+            tasks.create_task(self._again(self._ask, REPORT_SECONDS))
+            tasks.create_task(self._again(self._ask_why, STUCK_SECONDS))
+
+    async def _again(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while True:
+            try:
+                if self._acting():
+                    await look()
+            except Exception:
+                log.exception("listening to workloads failed; it is tried again")
+            await asyncio.sleep(seconds)
 
     async def _collect(self) -> None:
         """Take the results of what has ended, and find out who is to be listened to."""
@@ -134,6 +157,36 @@ class Listening:
         if news:
             self._changed(owner)
 
+    async def _ask_why(self) -> None:
+        """Why pods cannot be made or cannot begin: where no status says it, events do."""
+        for owner in list(self._running):
+            children = self._children.of(owner)
+            for main in (one for one in children if is_main(one) and not ended_at(one)):
+                pods = pods_of(children, main)
+                key = (owner, main["metadata"]["name"])
+                if any((pod.get("status") or {}).get("phase") != "Pending" for pod in pods):
+                    said = ""
+                else:
+                    stuck = [main] if not pods else pods[:1]
+                    said = await self._warning([*stuck, *(one for one in children if _is_unbound(one))])
+                if said != self._warnings.get(key, ""):
+                    self._warnings[key] = said
+                    self._changed(owner)
+
+    async def _warning(self, stuck: Sequence[Manifest]) -> str:
+        for one in stuck:
+            metadata = one["metadata"]
+            if seconds_since(metadata.get("creationTimestamp")) < STUCK_SECONDS:
+                continue
+            try:
+                said = await self._api.warnings(metadata["namespace"], metadata["uid"])
+            except (ApiException, NotFound, Unavailable) as error:
+                log.info("events of %s cannot be read: %s", metadata["name"], error)
+                continue
+            if said:
+                return said[-1][:1000]
+        return ""
+
     async def _ask(self) -> None:
         """What gateways answer with."""
         if not self._gateways:
@@ -171,13 +224,8 @@ async def _report(pod: Manifest, http: httpx.AsyncClient, places: asyncio.Semaph
     return said if isinstance(said, dict) else None
 
 
-async def _again(look: Callable[[], Awaitable[None]], seconds: float) -> None:
-    while True:
-        try:
-            await look()
-        except Exception:
-            log.exception("listening to workloads failed; it is tried again")
-        await asyncio.sleep(seconds)
+def _is_unbound(child: Manifest) -> bool:
+    return child["kind"] == "PersistentVolumeClaim" and (child.get("status") or {}).get("phase") != "Bound"
 
 
 def _is_gateway(main: Manifest) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmops_api.v1alpha1.meta import Progress
-from llmops_operator.backends.kubernetes.diagnosis import OK, diagnose, exit_code, last_words
+from llmops_operator.backends.kubernetes.diagnosis import OK, diagnose, exit_code, last_words, refused
 from llmops_operator.backends.kubernetes.rendering.names import ENGINE_PORT, GATEWAY_PORT, RESULT, ROLE, WORKLOAD
 from llmops_operator.backends.kubernetes.rendering.rayjob import KIND as RAYJOB
 from llmops_operator.backends.kubernetes.rendering.rayjob import SUBMITTER
@@ -26,10 +26,20 @@ class Heard:
     progress: Progress | None = None
     report: Mapping[str, Any] | None = None
     overdue: bool = False
+    warning: str = ""
+    """What an event says of what cannot begin."""
 
 
 def status_of(main: Manifest, pods: Sequence[Manifest], heard: Heard) -> WorkloadStatus:
     """How the workload of a Deployment, a Job or a RayJob is doing."""
+    found = _status_of(main, pods, heard)
+    if found.reason or not heard.warning or found.state in (State.SUCCEEDED, State.FAILED) or found.ready_replicas:
+        return found
+    reason, message = refused(heard.warning)
+    return replace(found, reason=reason, message=message)
+
+
+def _status_of(main: Manifest, pods: Sequence[Manifest], heard: Heard) -> WorkloadStatus:
     match main["kind"]:
         case "Deployment":
             return _running(main, pods, heard.progress, heard.report)
@@ -183,7 +193,7 @@ def _failure(result: Mapping[str, Any] | None) -> tuple[str, str] | None:
 def _refused(conditions: Sequence[Manifest], type_: str) -> tuple[str, str]:
     """Pods that the API server did not take: a quota, a webhook, the pod security level."""
     found = next((one for one in conditions if one["type"] == type_ and one["status"] == "True"), None)
-    return (found.get("reason", type_), found.get("message", "")) if found else OK
+    return refused(found.get("message", "")) if found else OK
 
 
 def _containers(pod: Manifest) -> Sequence[Manifest]:

@@ -16,6 +16,12 @@ from llmops_operator.domain.workload import Owner, Workload
 API_VERSION = "ray.io/v1"
 KIND = "RayJob"
 SUBMITTER = "ray-job-submitter"
+RAYLET = {"httpGet": {"path": "/api/local_raylet_healthz", "port": 52365}, "timeoutSeconds": 5, "periodSeconds": 5}
+PROBES = {
+    "readinessProbe": {**RAYLET, "failureThreshold": 10},
+    "livenessProbe": {**RAYLET, "initialDelaySeconds": 60, "failureThreshold": 60},
+}
+"""KubeRay's own probes run wget, which a small image does not have: a head without it would never be ready."""
 
 
 def rayjob_spec(owner: Owner, workload: Workload, config: OperatorConfig) -> dict[str, Any]:
@@ -54,7 +60,7 @@ def _without_gpus(workload: Workload) -> Workload:
 
 def _ray_pod(owner: Owner, workload: Workload, config: OperatorConfig, name: str) -> dict[str, Any]:
     """KubeRay starts Ray in it: no command of ours."""
-    template = pod(owner, workload, config, container={"name": name})
+    template = pod(owner, workload, config, container={"name": name} | ({} if name == SUBMITTER else PROBES))
     spec = dict(template["spec"])
     spec.pop("restartPolicy", None)
     (container,) = spec["containers"]
