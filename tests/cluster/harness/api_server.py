@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import ssl
 import time
 import urllib.error
@@ -16,7 +15,7 @@ from harness import binaries, debian
 from harness.certificates import Authority
 from harness.kubectl import Kubectl
 from harness.processes import Processes
-from harness.state import free_ports, make_temporary
+from harness.state import free_ports, make_temporary, remove
 
 # The names of the processes.
 ETCD = "etcd"
@@ -156,8 +155,7 @@ class ApiServer:
 
     def stop(self) -> None:
         """End all that was started, and remove the folder."""
-        self.processes.stop_all()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
 
 @contextmanager

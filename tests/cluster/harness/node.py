@@ -12,6 +12,7 @@ import psutil
 
 from harness import images
 from harness.processes import Processes
+from harness.state import unmount_below
 
 CONTAINERD = "containerd"
 POD_RANGE = "10.244.0.0/16"
@@ -25,7 +26,6 @@ _MADE_ELSEWHERE = (
     "/var/lib/kubelet",
     "/var/log/containers",
     "/var/log/pods",
-    "/usr/libexec/kubernetes",
 )
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -63,7 +63,7 @@ class ContainerRuntime:
         """End all containers and remove mounts, rules, control groups and files. The kubelet has to be stopped before."""
         self._processes.stop(CONTAINERD)
         self._end_containers()
-        _unmount_below(self.folder)
+        unmount_below(self.folder)
         for family, table in (("ip", _TABLE), ("ip", "kube-proxy"), ("ip6", "kube-proxy")):
             subprocess.run(["nft", "delete", "table", family, table], capture_output=True, check=False)
         for group in Path("/sys/fs/cgroup").glob("**/kubepods"):
@@ -141,13 +141,6 @@ state = "{self.folder}/containerd/state"
                     except psutil.NoSuchProcess:
                         continue
                 psutil.wait_procs(family, timeout=10)
-
-
-def _unmount_below(folder: Path) -> None:
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in reversed(points):
-        if point.startswith(f"{folder}/"):
-            subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
 
 
 def _remove_group(group: Path) -> None:

@@ -92,7 +92,10 @@ class SingleNode:
         server = ApiServer(FOLDER, address=address, context=CONTEXT)
         server.start()
         server.start_controllers(
-            f"--cluster-cidr={POD_RANGE}", "--allocate-node-cidrs", f"--service-cluster-ip-range={SERVICE_RANGE}"
+            f"--cluster-cidr={POD_RANGE}",
+            "--allocate-node-cidrs",
+            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--flex-volume-plugin-dir={FOLDER}/volume-plugins",
         )
         scheduler = server.kubeconfig_of("scheduler", "system:kube-scheduler")
         self.processes.start(

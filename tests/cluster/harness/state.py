@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -20,11 +21,25 @@ def make_temporary(what: str) -> Path:
     """A new folder that belongs to this process, after those whose owner is gone were cleaned away, with their processes."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{what}-*"):
         if not owner_lives(folder):
-            Processes(folder).stop_all()
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{what}-"))
     own(folder)
     return folder
+
+
+def remove(folder: Path) -> None:
+    """End the processes whose state is in the folder, undo mounts in it, and remove it."""
+    Processes(folder).stop_all()
+    unmount_below(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def unmount_below(folder: Path) -> None:
+    """Undo the mounts in a folder, the innermost first."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in reversed(points):
+        if point.startswith(f"{folder}/"):
+            subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
 
 
 def own(folder: Path) -> None:

@@ -1,0 +1,159 @@
+"""Builds images from Dockerfiles where nothing can be pulled: a Docker daemon of our own, and a base made of Debian packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness import binaries, debian
+from harness.binaries import CHECKOUT
+from harness.processes import Processes
+from harness.state import make_temporary, remove
+
+# Stands in for python:3.11-slim.
+BASE = "localhost/llmops-test/python:3.11"
+_DAEMON = "dockerd"
+_PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
+# What pip and others need to know of the machine to reach a package index: it goes into the base image, so that no Dockerfile names it.
+_MACHINE_FILES = ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
+_MACHINE_VARIABLES = (
+    "PIP_CERT",
+    "PIP_INDEX_URL",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "UV_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+)
+
+
+class Docker:
+    """A Docker daemon that builds; `host` is its address."""
+
+    def __init__(self, host: str) -> None:
+        self._environment = {**os.environ, "DOCKER_HOST": host, "DOCKER_BUILDKIT": "0"}
+
+    def run(self, *arguments: str | Path) -> str:
+        """Run `docker …`; RuntimeError with the end of what it said when it fails."""
+        done = subprocess.run(
+            ["docker", *arguments], env=self._environment, capture_output=True, text=True, cwd=CHECKOUT, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"docker {arguments[0]} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        return done.stdout
+
+    def build(
+        self,
+        dockerfile: str,
+        tag: str,
+        *,
+        target: str | None = None,
+        arguments: Mapping[str, str] | None = None,
+        context: str = ".",
+    ) -> None:
+        """Build a Dockerfile, with the checkout as its context, over the machine's network."""
+        options = [f"--build-arg={name}={value}" for name, value in (arguments or {}).items()]
+        if target:
+            options.append(f"--target={target}")
+        self.run("build", "--network=host", "-f", dockerfile, "-t", tag, *options, context)
+
+    def size(self, tag: str) -> int:
+        """The bytes of an image."""
+        return int(json.loads(self.run("image", "inspect", tag))[0]["Size"])
+
+    def save(self, tag: str, archive: Path) -> None:
+        """Write an archive that `load_image` takes."""
+        self.run("save", "-o", archive, tag)
+
+    def make_base(self) -> str:
+        """Make BASE known to the daemon, and return its name."""
+        if not self.run("images", "-q", BASE).strip():
+            changes = [f"ENV {name}={os.environ[name]}" for name in _MACHINE_VARIABLES if name in os.environ]
+            changes.append('CMD ["python3"]')
+            self.run("import", *(f"--change={change}" for change in changes), _base_archive(), BASE)
+        return BASE
+
+
+@contextmanager
+def docker_daemon() -> Iterator[Docker]:
+    """A daemon whose images, state and socket lie in a temporary folder, and which touches no network of the machine."""
+    debian.require(debian.IMAGES)
+    folder = make_temporary("docker")
+    processes = Processes(folder)
+    host = f"unix://{folder}/docker.sock"
+    try:
+        processes.start(
+            _DAEMON,
+            [
+                "dockerd",
+                f"--host={host}",
+                f"--data-root={folder}/data",
+                f"--exec-root={folder}/exec",
+                f"--pidfile={folder}/docker.pid",
+                "--bridge=none",
+                "--iptables=false",
+                "--ip-masq=false",
+                "--ip-forward=false",
+            ],
+        )
+        docker = Docker(host)
+        _await(docker, processes)
+        yield docker
+    finally:
+        remove(folder)
+
+
+def _await(docker: Docker, processes: Processes) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        processes.check(_DAEMON)
+        try:
+            docker.run("version")
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+        else:
+            return
+
+
+def _base_archive() -> Path:
+    """A small Debian with Python and pip, as a tar archive; made once per cache."""
+    archive = binaries.cache() / "images" / "python-base.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(archive.with_suffix(".lock")):
+        if not archive.exists():
+            with tempfile.TemporaryDirectory() as temporary:
+                root = Path(temporary) / "root"
+                _bootstrap(root)
+                aside = archive.with_suffix(".new")
+                subprocess.run(["tar", "-C", root, "--one-file-system", "-cf", aside, "."], check=True)
+                aside.rename(archive)
+    return archive
+
+
+def _bootstrap(root: Path) -> None:
+    done = subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", root],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"debootstrap failed:\n{done.stdout[-3000:]}")
+    for name in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+        shutil.rmtree(root / name)
+        (root / name).mkdir()
+    # As in python:3.11-slim, pip installs into the one Python that there is.
+    (root / "usr/lib/python3.11/EXTERNALLY-MANAGED").unlink(missing_ok=True)
+    for link, name in (("python", "python3"), ("python3", "python3"), ("pip", "pip3")):
+        (root / "usr/local/bin" / link).symlink_to(f"/usr/bin/{name}")
+    for file in _MACHINE_FILES:
+        if Path(file).exists():
+            shutil.copy(file, root / file.lstrip("/"))
