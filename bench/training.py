@@ -1,6 +1,6 @@
 """Tokens per second through the TrainingJob program against the same TRL trainer in a bare script, in one run.
 
-usage: python bench/training.py [--steps 16] [--model URI]      (5 minutes on 2 cores)
+usage: python bench/training.py [--steps 10] [--model URI]      (5 minutes on 2 cores)
 
 Both train LoRA on the same rows with the same settings; the first steps, which warm caches up, are left out of both.
 """
@@ -62,7 +62,7 @@ Path({result!r}).write_text(json.dumps(speeds))
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--model", default=MODEL)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:

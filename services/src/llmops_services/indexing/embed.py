@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmops_services.allocation import keep_freed_memory
 from llmops_services.embedding import Embedder, Vectors
 from llmops_services.indexing.sync import Window
 from llmops_services.program import TryAgain
@@ -107,6 +108,7 @@ class _Worker:
     """A Ray Data actor with a model of its own."""
 
     def __init__(self, model: str, document_prefix: str, batch_size: int) -> None:
+        keep_freed_memory()
         self._embedder = Embedder.load(model, document_prefix=document_prefix)
         self._batch_size = batch_size
 

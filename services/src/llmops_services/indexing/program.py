@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient
 from llmops_api.programs import IndexingAction, IndexingConfig, IndexingResult
 from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores
 from llmops_api.v1alpha1.meta import Progress
+from llmops_services.allocation import keep_freed_memory
 from llmops_services.embedding import Embedder, Tokens, Vectors, model_digest, model_path
 from llmops_services.indexing.chunking import Chunker
 from llmops_services.indexing.collection import Collection
@@ -178,6 +179,7 @@ class Indexing:
     @cached_property
     def _embedder(self) -> Embedder:
         self._pace.say("loading the embedding model")
+        keep_freed_memory()
         embedding = self._spec.embedding
         return Embedder.load(
             self._model, query_prefix=embedding.query_prefix, document_prefix=embedding.document_prefix

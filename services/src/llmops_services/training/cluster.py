@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmops_api.programs import ExitCode, TrainingConfig
+from llmops_services.allocation import KEPT_BYTES
 from llmops_services.program import TryAgain, UserError
 from llmops_services.shortages import oom_kills
 from llmops_services.training.state import State
@@ -30,8 +31,8 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it makes what dill captures come out in the log
     # A step allocates and frees hundreds of MB: glibc would give them back to the kernel each time, and the page faults of
     # getting them again cost a quarter of a step on a CPU (bench/training.py).
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
