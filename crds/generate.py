@@ -21,6 +21,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from llmops_api.v1alpha1 import GROUP, KINDS, VERSION
+from llmops_api.v1alpha1.meta import Source
 from llmops_api.v1alpha1.training_job import IMMUTABLE, TrainingJobSpec, immutable_message
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +42,12 @@ LIMITS = (
 KEPT = frozenset({"default", "description", "enum", "required", "type", *LIMITS})
 """What a structural schema may hold of what pydantic writes, beside x-kubernetes-*."""
 DROPPED = frozenset({"title"})
+IN_A_CLUSTER = {
+    "rule": "!self.uri.startsWith('file://')",
+    "message": "file:// lies on your machine, where a cluster cannot read it: run `llmops push FILE.yaml | kubectl apply -f -`, "
+    "which stores the files and applies manifests that point to them",
+}
+"""The one rule that only an API server has: on a laptop the same manifest reads its files in place."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,10 @@ class Names:
     plural: str
     short: str
     columns: tuple[Column, ...]
+    selectable: tuple[str, ...]
+    """Fields that `kubectl get --field-selector` knows."""
+    scale: Mapping[str, str] | None = None
+    """The subresource that `kubectl scale` and autoscalers write to."""
 
 
 NAMES: Mapping[str, Names] = {
@@ -80,7 +91,7 @@ NAMES: Mapping[str, Names] = {
         (
             Column("Phase", ".status.phase"),
             Column("Method", ".spec.method"),
-            Column("Percent", ".status.progress.percent", "integer"),
+            Column("Progress", ".status.progress.percent", "integer"),
             Column("Loss", ".status.progress.loss"),
             Column("Model", ".status.model.name"),
             Column("Version", ".status.model.version"),
@@ -90,6 +101,7 @@ NAMES: Mapping[str, Names] = {
             Column("Reason", '.status.conditions[?(@.type=="Succeeded")].reason', wide=True),
             Column("Run", ".status.runUrl", wide=True),
         ),
+        selectable=(".spec.method", ".spec.output.model", ".status.phase"),
     ),
     "EmbeddingIndex": Names(
         "embeddingindexes",
@@ -97,16 +109,17 @@ NAMES: Mapping[str, Names] = {
         (
             Column("Ready", _condition("Ready")),
             Column("Phase", ".status.phase"),
-            Column("Percent", ".status.progress.percent", "integer"),
+            Column("Progress", ".status.progress.percent", "integer"),
             Column("Documents", ".status.documents", "integer"),
             Column("Chunks", ".status.chunks", "integer"),
+            Column("Version", ".status.version.collection"),
             Column("Recall@5", ".status.version.evaluation.recallAt5"),
             Column("Synced", ".status.lastSyncTime", "date"),
             AGE,
-            Column("Collection", ".status.version.collection", wide=True),
             Column("Model", ".spec.embedding.model.uri", wide=True),
             Column("Reason", '.status.conditions[?(@.type=="Ready")].reason', wide=True),
         ),
+        selectable=(".spec.deletionPolicy", ".status.phase"),
     ),
     "RagService": Names(
         "ragservices",
@@ -115,14 +128,18 @@ NAMES: Mapping[str, Names] = {
             Column("Ready", _condition("Ready")),
             Column("Phase", ".status.phase"),
             Column("Model", ".status.model.name"),
+            Column("Version", ".status.model.version"),
             Column("Indexes", ".status.indexes[*].collection"),
-            Column("Replicas", ".status.readyReplicas", "integer"),
+            Column("Replicas", ".spec.replicas", "integer"),
+            Column("Available", ".status.readyReplicas", "integer"),
             Column("URL", ".status.url"),
             AGE,
             Column("Revision", ".status.revision", wide=True),
             Column("Base", ".spec.model.base.uri", wide=True),
             Column("Reason", '.status.conditions[?(@.type=="Ready")].reason', wide=True),
         ),
+        selectable=(".spec.model.adapter.trainingJobRef.name", ".status.phase"),
+        scale={"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"},
     ),
 }
 
@@ -136,6 +153,8 @@ class _JsonSchema(GenerateJsonSchema):
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         result, model = super().model_schema(schema), schema["cls"]
         rules = [{"rule": rule.cel, "message": rule.message} for rule in getattr(model, "rules", ())]
+        if issubclass(model, Source):
+            rules.append(IN_A_CLUSTER)
         if model is TrainingJobSpec:
             rules += _immutable(model)
         if rules:
@@ -231,7 +250,8 @@ def crd(kind: str) -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}, **({"scale": names.scale} if names.scale else {})},
+                    "selectableFields": [{"jsonPath": path} for path in names.selectable],
                     "additionalPrinterColumns": [column.dump() for column in names.columns],
                     "schema": {"openAPIV3Schema": schema_of(KINDS[kind])},
                 }

@@ -114,7 +114,7 @@ FAULTS = {
     ),
     "an empty list": (
         (INDEX, "    - name: hr\n      uri: file://./documents\n", "    []\n"),
-        "manifest.yaml:5: spec.sources: is empty: write a list of entries with name, uri, include, exclude, metadata",
+        "manifest.yaml:5: spec.sources: is empty: write a list of entries with uri, secretRef, name, include, exclude, metadata",
     ),
     "a field in the second entry of a list": (
         (INDEX, "  embedding:", "    - {name: it, uri: file://./documents, includes: [a]}\n  embedding:"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmops_api.v1alpha1 import EmbeddingIndex, EmbeddingIndexStatus, RagService, TrainingJob
 from llmops_api.v1alpha1.embedding_index import IndexVersion
-from llmops_api.v1alpha1.meta import Condition
+from llmops_api.v1alpha1.meta import Condition, ModelSource
 from llmops_operator.domain import embedding_index, rag_service, training_job
 from llmops_operator.domain.serving import IndexView
 from llmops_operator.domain.workload import Role, Workload
@@ -71,7 +71,7 @@ def service() -> dict[Role, Workload]:
         version=IndexVersion(collection="default.handbook.a", fingerprint="a"),
         conditions=(Condition(type="Serving", status="True", reason="Serving"),),
     )
-    views = {"handbook": IndexView(status, embedding_model="pvc://embedders/minilm")}
+    views = {"handbook": IndexView(status, embedding_model=ModelSource(uri="pvc://embedders/minilm"))}
     decision = rag_service.decide(rag_service.ServiceInput(made, NOW, indexes=views))
     return {workload.role: workload for workload in decision.workloads}
 

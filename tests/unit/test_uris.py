@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llmops_services import uris
 from llmops_services.program import TryAgain, UserError
-from llmops_services.uris import _cached, folder_digest, local_path
+from llmops_services.uris import folder_digest, local, local_path
+from llmops_services.uris.cache import cached
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_a_file_of_a_package_is_found_without_importing_it(tmp_path: Path, monke
 
 
 def test_what_lies_on_a_mounted_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uris, "CLAIMS", tmp_path)
+    monkeypatch.setattr(local, "CLAIMS", tmp_path)
     (tmp_path / "docs" / "a b").mkdir(parents=True)
     assert local_path("pvc://docs/a%20b") == tmp_path / "docs" / "a b"
     assert local_path("pvc://docs") == local_path("pvc://docs/") == tmp_path / "docs"
@@ -98,7 +98,7 @@ def test_the_cache_is_filled_once_by_all_who_ask(cache: Path) -> None:
         calls.append(1)
         (folder / "weights").write_text("w", "utf-8")
 
-    threads = [threading.Thread(target=_cached, args=("m", fill)) for _ in range(4)]
+    threads = [threading.Thread(target=cached, args=("m", fill)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -111,9 +111,9 @@ def test_what_a_killed_program_left_half_done_is_made_anew(cache: Path) -> None:
     (cache / "models" / "m.new").mkdir(parents=True)
     (cache / "models" / "m.new" / "torn").touch()
     with pytest.raises(RuntimeError):
-        _cached("m", lambda _: (_ for _ in ()).throw(RuntimeError("died")))
+        cached("m", lambda _: (_ for _ in ()).throw(RuntimeError("died")))
     assert not (cache / "models" / "m").exists()
-    made = _cached("m", lambda folder: (folder / "whole").touch())
+    made = cached("m", lambda folder: (folder / "whole").touch())
     assert [path.name for path in made.iterdir()] == ["whole"]
 
 

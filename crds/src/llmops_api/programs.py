@@ -8,6 +8,7 @@ set, as in a pod, the same object is a line of standard output instead: `Said.RE
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from typing import Annotated
@@ -52,6 +53,14 @@ class Env(StrEnum):
     QDRANT_API_KEY = "QDRANT_API_KEY"
     ENGINE_API_KEY = "LLMOPS_ENGINE_API_KEY"
     """The key that the gateway sends to the engines of `model.endpoint`."""
+
+
+TOKEN_PREFIX = "LLMOPS_TOKEN_"  # noqa: S105 - the beginning of a variable's name
+
+
+def token_variable(uri: str) -> str:
+    """The environment variable with the token for a URI whose source has a `secretRef`."""
+    return TOKEN_PREFIX + hashlib.sha256(uri.encode()).hexdigest()[:12].upper()
 
 
 class Said(StrEnum):

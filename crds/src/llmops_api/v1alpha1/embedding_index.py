@@ -13,7 +13,6 @@ from llmops_api.v1alpha1.meta import (
     Compute,
     Conditions,
     DataSource,
-    DataUri,
     DecimalString,
     Line,
     Model,
@@ -23,6 +22,7 @@ from llmops_api.v1alpha1.meta import (
     PositiveDecimal,
     Progress,
     Rule,
+    Source,
     decimal,
 )
 from llmops_api.v1alpha1.pod_template import PodTemplate
@@ -45,13 +45,12 @@ class DeletionPolicy(StrEnum):
 BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 
 
-class IndexSource(Model):
+class IndexSource(DataSource):
     """A folder or file of documents. `include` and `exclude` are globs relative to it (`**` crosses folders); `metadata` is
     stored with each of its chunks.
     """
 
     name: Name
-    uri: DataUri
     include: Annotated[tuple[Line, ...], Field(min_length=1, max_length=64)] = ("**/*.md", "**/*.txt", "**/*.jsonl")
     exclude: Annotated[tuple[Line, ...], Field(max_length=64)] = ()
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] = {}  # noqa: RUF012 - pydantic copies it
@@ -131,10 +130,9 @@ class EmbeddingIndexSpec(Model):
              lambda self: len({source.name for source in self.sources}) == len(self.sources)),
     )  # fmt: skip
 
-    def uris(self) -> tuple[str, ...]:
+    def reads(self) -> tuple[Source, ...]:
         """All data and models that are read."""
-        questions = (self.evaluation.questions.uri,) if self.evaluation else ()
-        return (self.embedding.model.uri, *(source.uri for source in self.sources), *questions)
+        return (self.embedding.model, *self.sources, *((self.evaluation.questions,) if self.evaluation else ()))
 
 
 class EmbeddingIndexCondition(StrEnum):

@@ -50,17 +50,9 @@ Line = Annotated[str, Field(min_length=1, max_length=1024)]
 DecimalString = Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 PositiveDecimal = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-DataUri = Annotated[
-    str, Field(min_length=1, max_length=1024, pattern=r"^((file://(/|\./)|pkg://).+|pvc://[a-z0-9][-.a-z0-9]*(/.*)?)$")
-]
-ModelUri = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=1024,
-        pattern=r"^((file://(/|\./)|pkg://|hf://|mlflow://).+|pvc://[a-z0-9][-.a-z0-9]*(/.*)?)$",
-    ),
-]
+_ANYWHERE = r"(file://(/|\./)|pkg://|https://[^/@]+/|git\+https://[^/@]+/|artifact://[0-9a-f]{64}/).+|pvc://[a-z0-9][-.a-z0-9]*(/.*)?"
+DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=rf"^({_ANYWHERE})$")]
+ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=rf"^({_ANYWHERE}|(hf|mlflow)://.+)$")]
 
 
 class ObjectMeta(BaseModel):
@@ -103,13 +95,33 @@ LIST_OF_CONDITIONS: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubern
 Conditions = Annotated[tuple[Condition, ...], Field(max_length=32, json_schema_extra=LIST_OF_CONDITIONS)]
 
 
-class DataSource(Model):
+class SecretRef(Model):
+    """One entry of a Secret of the same namespace."""
+
+    name: Name
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "apiKey"
+
+
+class Source(Model):
+    """Something at a URI. `secretRef` names a token, for what `https://`, `git+https://` and `hf://` do not give to everybody."""
+
+    uri: str
+    secret_ref: SecretRef | None = None
+
+    rules: ClassVar = (
+        Rule("!has(self.secretRef) || self.uri.matches('^(https|git[+]https|hf)://')",
+             "secretRef is a token for https://, git+https:// or hf://: remove it, or write such a uri",
+             lambda self: self.secret_ref is None or self.uri.startswith(("https://", "git+https://", "hf://"))),
+    )  # fmt: skip
+
+
+class DataSource(Source):
     """A file or folder with data."""
 
     uri: DataUri
 
 
-class ModelSource(Model):
+class ModelSource(Source):
     """Where the weights of a model are."""
 
     uri: ModelUri
@@ -119,13 +131,6 @@ class ObjectRef(Model):
     """Another object of the same namespace."""
 
     name: Name
-
-
-class SecretRef(Model):
-    """One entry of a Secret of the same namespace."""
-
-    name: Name
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "apiKey"
 
 
 class Resources(Model):

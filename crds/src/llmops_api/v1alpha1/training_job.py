@@ -17,11 +17,12 @@ from llmops_api.v1alpha1.meta import (
     DecimalString,
     Line,
     Model,
-    ModelUri,
+    ModelSource,
     ObjectMeta,
     PositiveDecimal,
     Progress,
     Rule,
+    Source,
     Text,
     decimal,
 )
@@ -63,10 +64,9 @@ class GateMetric(StrEnum):
     TOKEN_F1 = "TokenF1"  # noqa: S105 - a metric
 
 
-class BaseModelSource(Model):
+class BaseModelSource(ModelSource):
     """The model that the training starts from."""
 
-    uri: ModelUri
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
@@ -201,10 +201,10 @@ class TrainingJobSpec(Model):
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
 
-    def uris(self) -> tuple[str, ...]:
+    def reads(self) -> tuple[Source, ...]:
         """All data and models that are read."""
         held_out = (self.evaluation.domain, self.evaluation.general) if self.evaluation else ()
-        return (self.base_model.uri, self.data.train.uri, *(source.uri for source in held_out if source))
+        return (self.base_model, self.data.train, *(source for source in held_out if source))
 
 
 IMMUTABLE = tuple(field for field in TrainingJobSpec.model_fields if field != "suspend")

@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from llmops_api.v1alpha1 import EmbeddingIndexStatus, RagService, RagServiceStatus, TrainingJobStatus
+from llmops_api.v1alpha1.meta import ModelSource
 from llmops_operator.controllers.gathering import Look, as_written
 from llmops_operator.controllers.ports import Key, Manifest, Store
 from llmops_operator.domain.admission import tolerant
@@ -65,8 +66,11 @@ def _index(store: Store, key: Key) -> IndexView | None:
     if manifest is None:
         return None
     embedding = manifest.get("spec", {}).get("embedding") or {}
-    uri = (embedding.get("model") or {}).get("uri")
-    return IndexView(_status(manifest, EmbeddingIndexStatus), deleting=_deleting(manifest), embedding_model=uri)
+    try:
+        model = ModelSource.model_validate(embedding.get("model"))
+    except ValidationError:
+        model = None
+    return IndexView(_status(manifest, EmbeddingIndexStatus), deleting=_deleting(manifest), embedding_model=model)
 
 
 def _deleting(manifest: Manifest) -> bool:

@@ -116,7 +116,7 @@ def indexer(index: EmbeddingIndex, name: str, action: IndexingAction) -> Workloa
         workers=spec.compute.workers,
         volumes=(STATE, CACHE),
         **asked(spec.compute),
-        **placed(index.metadata, index.spec.pod_template, spec.uris()),
+        **placed(index.metadata, index.spec.pod_template, spec.reads()),
     )
 
 

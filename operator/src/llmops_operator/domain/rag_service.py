@@ -19,6 +19,7 @@ from llmops_api.programs import (
     GatewayIndex,
     GatewayReport,
 )
+from llmops_api.v1alpha1.meta import ModelSource
 from llmops_api.v1alpha1.rag_service import (
     IndexInUse,
     RagService,
@@ -181,7 +182,7 @@ def engine(service: RagService, model: ResolvedModel, *, in_use: RagServiceStatu
         readiness=Readiness("/health"),
         grace_seconds=30.0,
         **asked(service.spec.compute),
-        **placed(service.metadata, service.spec.pod_template, [model.base.uri]),
+        **placed(service.metadata, service.spec.pod_template, [model.base]),
     )
 
 
@@ -193,10 +194,10 @@ def gateway(
     status: RagServiceStatus,
     engine_seen: WorkloadStatus | None,
     *,
-    embedding_models: tuple[str, ...] = (),
+    embedding_models: tuple[ModelSource, ...] = (),
     traces: bool,
 ) -> Workload:
-    """The gateway with what it is to answer with, as a live file. It embeds questions by the `embedding_models` (URIs)."""
+    """The gateway with what it is to answer with, as a live file. It embeds questions by the `embedding_models`."""
     metadata, spec, endpoint = service.metadata, service.spec, service.spec.model.endpoint
     assert model.wanted is not None
     about = {index.index_ref.name: index.description for index in spec.indexes}
@@ -227,13 +228,17 @@ def gateway(
         lifecycle=Lifecycle.RUNS,
         command=program("gateway"),
         live_files={"gateway.json": config_file(config)},
-        secrets=(Secret(Env.ENGINE_API_KEY, secret.name, secret.key),) if secret else (),
         port=True,
         replicas=spec.replicas if endpoint else 1,
         volumes=(CACHE,),
         readiness=Readiness("/readyz"),
         grace_seconds=30.0,
-        **placed(metadata, spec.pod_template, embedding_models),
+        **placed(
+            metadata,
+            spec.pod_template,
+            embedding_models,
+            secrets=(Secret(Env.ENGINE_API_KEY, secret.name, secret.key),) if secret else (),
+        ),
     )
 
 

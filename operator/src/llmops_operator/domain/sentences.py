@@ -39,11 +39,12 @@ FORMS = {
     _pattern(meta.Quantity): "write an amount, for example 500m, 4 or 8Gi",
     _pattern(
         meta.DataUri
-    ): "write file:///absolute/path, file://./path (counted from the manifest's folder), pkg://module/path or pvc://claim/path",
+    ): "write file:///absolute/path, file://./path (counted from the manifest's folder), pkg://module/path, pvc://claim/path, "
+    "https://host/path or git+https://host/repository@ref#path",
     _pattern(
         meta.ModelUri
     ): "write hf://organisation/name, file:///absolute/folder, file://./folder (counted from the manifest's "
-    "folder), pkg://module/path, pvc://claim/path or mlflow://name@alias",
+    "folder), pkg://module/path, pvc://claim/path, https://host/path, git+https://host/repository@ref#path or mlflow://name@alias",
 }
 """What to write, by the pattern that was not met."""
 

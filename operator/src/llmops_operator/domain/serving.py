@@ -29,8 +29,8 @@ class IndexView:
 
     status: EmbeddingIndexStatus = field(default_factory=EmbeddingIndexStatus)
     deleting: bool = False
-    embedding_model: str | None = None
-    """The URI of the model that embeds its questions."""
+    embedding_model: ModelSource | None = None
+    """The model that embeds its questions."""
 
 
 @dataclass(frozen=True)

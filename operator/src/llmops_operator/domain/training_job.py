@@ -97,7 +97,7 @@ def trainer(job: TrainingJob, number: int, manifest: str, deadline: int | None) 
         files={"training.json": config_file(config)},
         workers=spec.compute.workers,
         **asked(spec.compute),
-        **placed(job.metadata, job.spec.pod_template, spec.uris()),
+        **placed(job.metadata, job.spec.pod_template, spec.reads()),
         volumes=(STATE, CACHE),
         grace_seconds=30.0,
         deadline_seconds=deadline,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmops_api.programs import EngineConfig
+from llmops_api.programs import TOKEN_PREFIX, EngineConfig
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""
@@ -47,7 +47,7 @@ def arguments(config: EngineConfig, *, model: Path, host: str, port: int, lora_r
 def environment(inherited: Mapping[str, str], *, adapters: bool, on_gpu: bool) -> dict[str, str]:
     """The environment of vLLM: what is inherited, without the secrets of others, with vLLM's own switches set."""
     secret = ("QDRANT_API_KEY", "LLMOPS_ENGINE_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-    result = {key: value for key, value in inherited.items() if key not in secret}
+    result = {key: value for key, value in inherited.items() if key not in secret and not key.startswith(TOKEN_PREFIX)}
     # The weights are local by now: a look at the hub could only slow the start down or fail.
     result |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if adapters:
