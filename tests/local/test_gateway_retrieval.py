@@ -227,6 +227,27 @@ def test_rag_can_be_switched_off_and_topk_set(running: Stack) -> None:
     assert running.echoed(rag={"topK": 1})[-1]["content"].count(" > ") == 1
 
 
+def test_with_two_indexes_the_model_and_the_user_are_told_which_is_which(running: Stack) -> None:
+    documents = running.folder / "runbooks"
+    documents.mkdir()
+    (documents / "router.md").write_text("# Router\n\nPress the button of the router for ten seconds.\n")
+    chunking = {"maxTokens": 64, "overlapTokens": 0}
+    stack.build_index(running.folder, running.store.url, "runbooks", documents, running.model, chunking=chunking)
+    indexes = [{**INDEX, "description": "HR policies"}, {"name": "runbooks", "alias": "default.runbooks"}]
+    with running.configured(indexes=indexes):
+        (card,) = json.loads(running.gateway.get("/v1/models")[1])["data"]
+        assert card["indexes"] == [
+            {"name": "handbook", "description": "HR policies"},
+            {"name": "runbooks", "description": ""},
+        ]
+    with running.configured(indexes=indexes, engines=[running.echo.url]):
+        sent = json.loads(running.chat()["choices"][0]["message"]["content"])
+    asked = sent["messages"][-1]["content"]
+    assert asked.startswith("Sources:\n\nhandbook: HR policies\n\n[1] ")
+    assert re.search(r"^\[\d\] handbook: Annual leave Norway > Entitlement$", asked, re.MULTILINE)
+    assert re.search(r"^\[\d\] runbooks: Router$", asked, re.MULTILINE)
+
+
 def test_a_store_that_hangs_does_not_hold_up_healthz(running: Stack) -> None:
     with ThreadPoolExecutor(4) as pool:
         os.kill(running.store.pid, signal.SIGSTOP)
