@@ -238,7 +238,7 @@ def test_what_fails_for_good_ends_the_run_with_its_sentence(home: Path, folder: 
 def test_questions_to_a_service_that_is_down_are_refused_at_once(home: Path) -> None:
     asked = llmops(home, "ask", "chat", "x")
     assert asked.returncode == 1
-    assert "does `llmops up` run?" in asked.stderr or "does not answer yet" in asked.stderr
+    assert "start `llmops up`" in asked.stderr or "does not answer yet" in asked.stderr
 
 
 def test_up_works_on_what_is_applied_until_down(home: Path, folder: Path, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_a_gateway_is_a_deployment_behind_a_service_that_loses_no_request() -> N
     assert spec["selector"]["matchLabels"] == {UID: "uid-2", WORKLOAD: "chat-gateway"}
     (container,) = spec["template"]["spec"]["containers"]
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 8080}
+    assert "startupProbe" not in container  # it may wait for its engine as long as that takes
     assert (
         container["lifecycle"]["preStop"]["sleep"]["seconds"]
         < spec["template"]["spec"]["terminationGracePeriodSeconds"]

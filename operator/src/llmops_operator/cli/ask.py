@@ -33,7 +33,7 @@ def ask(
         raise CommandError("the question is empty: write it after the service's name, in quotes")
     item = find_service(place, namespace, service)
     with place.reached(url_of(item, place.repair)) as url:
-        question = Question(url, item["metadata"]["name"], text, rag, max_tokens)
+        question = Question(url, item["metadata"]["name"], text, rag, max_tokens, place.repair)
         answer = asyncio.run(_ask(question, write if form is None else lambda _: None))
     if form == "json":
         about = {"question": text, "answer": answer.text, "finishReason": answer.finish_reason, "id": answer.id}

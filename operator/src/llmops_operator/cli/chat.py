@@ -18,13 +18,16 @@ TIMEOUT = httpx.Timeout(300.0, connect=5.0)
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the service `name` at `url`. `rag` overrides its retrieval for this question."""
+    """What is asked of the service `name` at `url`. `rag` overrides its retrieval for this question; `repair` is what helps when
+    nothing answers there.
+    """
 
     url: str
     name: str
     text: str
     rag: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int = 256
+    repair: str = "see how it stands"
 
 
 @dataclass
@@ -72,7 +75,7 @@ async def stream(question: Question) -> AsyncIterator[Answer]:
         ) from error
     except httpx.HTTPError as error:
         raise CommandError(
-            f"{question.name} at {question.url} cannot be reached ({error}): `llmops describe rag/{question.name}` tells how it stands"
+            f"{question.name} at {question.url} cannot be reached ({error}): {question.repair}; `llmops describe rag/{question.name}` tells more"
         ) from error
     except ValueError as error:
         raise CommandError(f"{question.name} at {question.url} does not speak OpenAI's API: {error}") from error

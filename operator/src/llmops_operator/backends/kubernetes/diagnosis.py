@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmops_api.programs import Said
+from llmops_operator.backends.kubernetes.said import failure_in, last_said
+
 Manifest = Mapping[str, Any]
 Finding = tuple[str, str]
 """(reason, message)"""
@@ -15,7 +18,7 @@ OOM_KILLED = "OOMKilled"
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 _MISSING = re.compile(r"(?P<kind>secret|configmap) \"(?P<name>[^\"]+)\" not found")
 _KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret (?P<where>\S+)")
-_LACKS = re.compile(r"Insufficient (?P<what>[\w./-]+)")
+_LACKS = re.compile(r"Insufficient (?P<what>[\w/-]+(?:\.[\w/-]+)*)")
 
 
 def diagnose(pods: Iterable[Manifest]) -> Finding:
@@ -92,6 +95,9 @@ def _of_container(pod: str, container: Manifest) -> Finding:
         last = (container.get("lastState") or {}).get("terminated") or {}
         if last.get("reason") == OOM_KILLED:
             return _out_of_memory(pod, container)
+        told = failure_in(last_said(Said.RESULT, last.get("message", "")))
+        if told:
+            return told
         said = _last_line(last.get("message", ""))
         ended = f"it ended {container.get('restartCount', 0)} times, last with exit code {last.get('exitCode')}"
         return reason, f"{ended}{f': {said}' if said else f': read kubectl logs {pod} --previous'}"

@@ -6,7 +6,6 @@ A result is read once, when a program has ended, and kept as an annotation of it
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from llmops_api.programs import Said
 from llmops_api.v1alpha1.meta import Progress
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.children import POD
+from llmops_operator.backends.kubernetes.said import last_said
 from llmops_operator.controllers.ports import NotFound, Unavailable
 
 log = logging.getLogger(__name__)
@@ -50,20 +50,6 @@ class Logs:
             log.info("the log of pod %s/%s cannot be read: %s", metadata["namespace"], metadata["name"], error)
             return None
         return last_said(what, text)
-
-
-def last_said(what: Said, text: str) -> dict[str, Any] | None:
-    """The JSON object of the last line of this sort in a log. A line that was cut off counts as none."""
-    for line in reversed(text.splitlines()):
-        said = what.of(line)
-        if said is not None:
-            try:
-                found = json.loads(said)
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                return found
-    return None
 
 
 def progress_of(said: Mapping[str, Any] | None) -> Progress | None:

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmops_api.programs import Said
 from llmops_api.v1alpha1.meta import Progress
 from llmops_operator.backends.kubernetes.diagnosis import OK, diagnose, exit_code, last_words, refused
 from llmops_operator.backends.kubernetes.rendering.names import ENGINE_PORT, GATEWAY_PORT, RESULT, ROLE, WORKLOAD
 from llmops_operator.backends.kubernetes.rendering.rayjob import KIND as RAYJOB
 from llmops_operator.backends.kubernetes.rendering.rayjob import SUBMITTER
+from llmops_operator.backends.kubernetes.said import failure_in, last_said
 from llmops_operator.domain.workload import Role, State, WorkloadStatus
 
 Manifest = Mapping[str, Any]
@@ -129,7 +131,7 @@ def _job(main: Manifest, pods: Sequence[Manifest], progress: Progress | None, *,
     end = status.get("completionTime") or ended.get("lastTransitionTime")
     if ended["type"] == "Complete":
         return WorkloadStatus(State.SUCCEEDED, exit_code=0, started_at=started, ended_at=end, result=result)
-    why = _failure(result) or ((reason, message) if reason else None) or _job_failure(ended, pods)
+    why = failure_in(result) or ((reason, message) if reason else None) or _job_failure(ended, pods)
     code = None if why[0] == "DeadlineExceeded" else 137 if why[0] == "OutOfMemory" else exit_code(pods)
     return WorkloadStatus(
         State.FAILED, reason=why[0], message=why[1], exit_code=code, started_at=started, ended_at=end, result=result
@@ -166,7 +168,9 @@ def _rayjob(main: Manifest, pods: Sequence[Manifest], progress: Progress | None,
         return WorkloadStatus(State.RUNNING, started_at=started, progress=progress)
     if deployment == "Complete" and job == "SUCCEEDED":
         return WorkloadStatus(State.SUCCEEDED, exit_code=0, started_at=started, ended_at=end, result=result)
-    why = _failure(result) or ((reason, message) if reason else (status.get("reason") or "RayJobFailed", said[-3000:]))
+    # The message holds the last lines of the program, should its log be gone.
+    told = failure_in(result) or failure_in(last_said(Said.RESULT, said))
+    why = told or ((reason, message) if reason else (status.get("reason") or "RayJobFailed", said[-3000:]))
     found = _EXIT.search(said)
     code = 137 if why[0] == "OutOfMemory" else int(found[1]) if found else None
     return WorkloadStatus(
@@ -181,13 +185,6 @@ def _result(main: Manifest) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _failure(result: Mapping[str, Any] | None) -> tuple[str, str] | None:
-    """What a program said of its own failure (`llmops_api.programs.Failure`)."""
-    if result and set(result) == {"reason", "message"}:
-        return str(result["reason"]), str(result["message"])
-    return None
 
 
 def _refused(conditions: Sequence[Manifest], type_: str) -> tuple[str, str]:

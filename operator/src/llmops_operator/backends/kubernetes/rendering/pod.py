@@ -26,7 +26,7 @@ DRAIN_SECONDS = 5
 """Between the end of a pod's being an endpoint and its signal to stop: so long others may still send it requests."""
 START_SECONDS = 1800
 """Large weights are loaded for minutes before an engine answers."""
-PROBE_SECONDS = 5
+PROBE_SECONDS = 3
 
 
 def port_of(workload: Workload) -> int:
@@ -77,6 +77,9 @@ def pod(
     }
     if workload.lifecycle is Lifecycle.COMPLETES:
         spec["restartPolicy"] = "Never"
+    if workload.gpus:
+        # Nodes with GPUs are commonly kept free of all else by this taint.
+        spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     if workload.gpu_product:
         spec["nodeSelector"] = {"nvidia.com/gpu.product": workload.gpu_product}
     if config.image_pull_secrets:
@@ -134,16 +137,12 @@ def _listening(workload: Workload) -> dict[str, Any]:
         return parts
     get = {"path": workload.readiness.path, "port": port}
     timeout = max(1, int(workload.readiness.timeout_seconds))
-    # One that starts is asked often, so that it serves as soon as it can; one that serves is asked for as long as it does.
-    return parts | {
-        "startupProbe": {
-            "httpGet": get,
-            "periodSeconds": 2,
-            "timeoutSeconds": timeout,
-            "failureThreshold": START_SECONDS // 2,
-        },
-        "readinessProbe": {"httpGet": get, "periodSeconds": PROBE_SECONDS, "timeoutSeconds": timeout},
-    }
+    ready = {"readinessProbe": {"httpGet": get, "periodSeconds": PROBE_SECONDS, "timeoutSeconds": timeout}}
+    if workload.role is Role.GATEWAY:
+        return parts | ready  # it may wait for its engine for as long as that takes
+    # One that loads is given time, and then started anew.
+    failures = START_SECONDS // PROBE_SECONDS
+    return parts | {"startupProbe": {**ready["readinessProbe"], "failureThreshold": failures}} | ready
 
 
 def shell(command: tuple[str, ...]) -> str:
