@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 COMPARE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
+END_SECONDS = 5.0
 PAGE = 500
 NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -83,13 +84,15 @@ class Watching:
                     if not loop.is_closed():
                         loop.call_soon_threadsafe(ended.set)
 
-            threading.Thread(target=watch, name="kopf", daemon=True).start()
+            thread = threading.Thread(target=watch, name="kopf", daemon=True)
+            thread.start()
             self.alive = True
             try:
                 await ended.wait()
             finally:
                 self.alive = False
                 stop.set()
+                await asyncio.to_thread(thread.join, END_SECONDS)  # it closes its connections
             await asyncio.sleep(1)
 
     async def _kopf(self, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
