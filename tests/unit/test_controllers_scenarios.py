@@ -20,7 +20,7 @@ from llmops_operator.backends.memory import MemoryBackend, MemoryStore
 from llmops_operator.controllers import control_plane, rag_services
 from llmops_operator.controllers.control_plane import ControlPlane, Options
 from llmops_operator.controllers.lineage.port import NoLineage
-from llmops_operator.controllers.ports import Conflict, Key, NotYet
+from llmops_operator.controllers.ports import Conflict, Key, NotYet, Refused
 from llmops_operator.controllers.queue import WorkQueue
 from llmops_operator.domain.lineage import (
     Record,
@@ -938,6 +938,19 @@ async def test_an_invalid_object_says_which_field_is_wrong_and_goes_on_when_it_i
     world.store.apply(job())
     await world.until(lambda: "assistant-train-1" in world.backend.names)
     assert world.is_true(T, "Accepted")
+
+
+async def test_an_object_whose_status_nobody_takes_is_told_of_by_an_event(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise Refused("the API server takes no status of an object that breaks the schema")
+
+    monkeypatch.setattr(world.store, "write_status", refuse)
+    world.store.apply(job(epochs=3))
+    await world.until(lambda: bool(world.store.events))
+    await world.settled()
+    assert [event[2] for event in world.store.events] == ["Invalid"]
 
 
 async def test_an_invalid_edit_leaves_running_what_runs(world: World) -> None:

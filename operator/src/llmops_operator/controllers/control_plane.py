@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,17 @@ from llmops_operator.controllers import embedding_indexes, rag_services, trainin
 from llmops_operator.controllers.gathering import Look, Sources
 from llmops_operator.controllers.lineage.port import Lineage
 from llmops_operator.controllers.meter import Meter, NoMeter, Result
-from llmops_operator.controllers.ports import Backend, Conflict, Key, Manifest, NotFound, NotYet, Store, Unavailable
+from llmops_operator.controllers.ports import (
+    Backend,
+    Conflict,
+    Key,
+    Manifest,
+    NotFound,
+    NotYet,
+    Refused,
+    Store,
+    Unavailable,
+)
 from llmops_operator.controllers.queue import WorkQueue
 from llmops_operator.controllers.references import References
 from llmops_operator.controllers.refusal import refused_status
@@ -223,7 +234,10 @@ class ControlPlane:
         status = refused_status(manifest, SUMMARIES[key[0]], invalid.message, self._clock())
         if status == (manifest.get("status") or {}):
             return
-        await self._store.write_status(key, status, resource_version=manifest["metadata"].get("resourceVersion", ""))
+        version = manifest["metadata"].get("resourceVersion", "")
+        # An API server takes no status of an object that breaks the schema badly enough: then the event alone tells.
+        with suppress(Refused):
+            await self._store.write_status(key, status, resource_version=version)
         await self._store.record_event(key, type_="Warning", reason="Invalid", message=invalid.message)
 
     async def _remove_orphans(self, key: Key, uid: str | None) -> None:

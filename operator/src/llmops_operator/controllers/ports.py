@@ -28,6 +28,10 @@ class Unavailable(Exception):
     """The place does not answer, or refuses: the sentence says what to do where somebody has to do something."""
 
 
+class Refused(Unavailable):
+    """The place does not want what it was asked, and will not until somebody changes something."""
+
+
 Key = tuple[str, str, str]
 """(kind, namespace, name)"""
 

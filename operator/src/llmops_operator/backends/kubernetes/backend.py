@@ -11,7 +11,6 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.children import Children, Taken
-from llmops_operator.backends.kubernetes.client import Refused
 from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.backends.kubernetes.connection import copy_connection
 from llmops_operator.backends.kubernetes.listening import Listening
@@ -20,7 +19,7 @@ from llmops_operator.backends.kubernetes.rendering.children import main_kind
 from llmops_operator.backends.kubernetes.rendering.names import LIVE, UID, WORKLOAD
 from llmops_operator.backends.kubernetes.rendering.rayjob import KIND as RAYJOB
 from llmops_operator.backends.kubernetes.status import ended_at, is_main, pods_of, status_of
-from llmops_operator.controllers.ports import NotFound, NotYet
+from llmops_operator.controllers.ports import NotFound, NotYet, Refused
 from llmops_operator.domain.fingerprint import fingerprint
 from llmops_operator.domain.workload import Owner, State, Workload, WorkloadStatus
 

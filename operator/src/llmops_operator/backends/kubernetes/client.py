@@ -17,7 +17,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.client.rest import RESTResponse
 
-from llmops_operator.controllers.ports import Conflict, NotFound, Unavailable
+from llmops_operator.controllers.ports import Conflict, NotFound, Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +100,6 @@ class Client(ApiClient):
         raise failure(response.status, data, method, path)
 
 
-class Refused(Unavailable):
-    """The API server does not want what it was asked, and will not until somebody changes something."""
-
-
 def failure(code: int, data: bytes, method: str, path: str) -> Exception:
     """What an answer that is none means."""
     try:
@@ -116,6 +112,8 @@ def failure(code: int, data: bytes, method: str, path: str) -> Exception:
         case 409:
             return Conflict(said or path)
         case 403 if any(word in said for word in ("exceeded quota", "webhook", "PodSecurity", "LimitRange")):
+            return Refused(f"the API server refuses it: {said}")
+        case 422:
             return Refused(f"the API server refuses it: {said}")
         case 401 | 403:
             return Refused(
