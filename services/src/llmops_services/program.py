@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,9 @@ from llmops_services.shortages import disk_full
 log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=BaseModel)
+
+ROOM_FOR_ANYTHING = 1 << 20
+"""With fewer bytes free a disk counts as full."""
 
 
 class UserError(Exception):
@@ -116,11 +121,17 @@ def run_program(main: Callable[[str], BaseModel | None]) -> None:
     except Exception as error:
         if not disk_full(error):
             raise
-        where = getattr(error, "filename", None) or "a file"
+        where = getattr(error, "filename", None) or _full_folder()
         _fail(ExitCode.TRY_AGAIN, "DiskFull", f"{where}: no space left on the disk; free some, it goes on by itself")
     else:
         if isinstance(result, Model):
             _leave(result)
+
+
+def _full_folder() -> str:
+    """The folder that a write may have failed in which does not say where it was."""
+    known = (os.environ.get(Env.STATE_DIR), os.environ.get(Env.CACHE_DIR), tempfile.gettempdir())
+    return next((one for one in known if one and shutil.disk_usage(one).free < ROOM_FOR_ANYTHING), "a file")
 
 
 def _leave(result: Model) -> None:
