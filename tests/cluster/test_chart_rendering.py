@@ -46,6 +46,9 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "qdrant": {"persistence": {"storageClassName": "fast"}},
     },
     "a limited cache": {"workloads": {"cache": {"size": "10Gi"}}},
+    "all workloads placed": {
+        "workloads": {"podTemplate": {**PLACED, "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]}}
+    },
     "observed": {
         "metrics": {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},

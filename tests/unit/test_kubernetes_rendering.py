@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmops_api.programs import Env
+from llmops_api.v1alpha1.pod_template import PodTemplate
 from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.names import APPLIED, FILES, UID, WORKLOAD, owner_of
@@ -180,6 +181,24 @@ def test_a_pod_template_adds_and_never_replaces() -> None:
     assert mounts["/opt/tools"] == "tools"
     assert mounts["/tmp"] == "llmops-tmp"
     assert container["command"] == list(TRAINER.command)
+
+
+def test_what_an_object_asks_for_wins_over_what_all_pods_get() -> None:
+    everybody = {
+        "nodeSelector": {"pool": "cpu", "zone": "a"},
+        "tolerations": [{"key": "shared"}],
+        "env": [{"name": "HTTPS_PROXY", "value": "proxy"}, {"name": "PATH", "value": "/everybody"}],
+        "priorityClassName": "low",
+        "serviceAccountName": "everybody",
+    }
+    config = CONFIG.model_copy(update={"pod_template": PodTemplate.model_validate(everybody)})
+    wish = {"nodeSelector": {"pool": "gpu"}, "env": [{"name": "PATH", "value": "/own"}], "priorityClassName": "high"}
+    pod = pod_of(rendered(JOB, replace(TRAINER, pod_template=wish), config)["Job/handbook-train-1"])
+    assert pod["nodeSelector"] == {"pool": "gpu", "zone": "a"}
+    assert pod["tolerations"] == [{"key": "shared"}]
+    assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("high", "everybody")
+    (container,) = pod["containers"]
+    assert (env_of(container)["HTTPS_PROXY"], env_of(container)["PATH"]) == ("proxy", "/own")
 
 
 def test_secrets_are_named_and_never_shown() -> None:

@@ -115,6 +115,7 @@ cache:
     {{- include "llmops.claim" . | nindent 4 }}
 {{- end }}
 {{- end }}
+podTemplate: {{ toJson .Values.workloads.podTemplate }}
 watchNamespaces: {{ toJson .Values.operator.watchNamespaces }}
 leaderElection:
   leaseName: {{ include "llmops.fullname" . }}-operator

@@ -99,3 +99,7 @@ class PodTemplate(Model):
     image_pull_secrets: Annotated[tuple[PullSecret, ...], Field(max_length=16)] = ()
     priority_class_name: ObjectName | None = None
     runtime_class_name: ObjectName | None = None
+
+    def manifest(self) -> dict[str, Any]:
+        """What was written of it, as it was written."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)

@@ -38,7 +38,7 @@ def placed(
     """Where a workload that reads some sources runs, and what it needs to read them, beside other `secrets`."""
     return {
         "labels": {key: value for key, value in sorted(metadata.labels.items()) if key.startswith(QUEUE_LABELS)},
-        "pod_template": template.model_dump(mode="json", by_alias=True, exclude_defaults=True) if template else {},
+        "pod_template": template.manifest() if template else {},
         "claims": claims(source.uri for source in reads),
         "secrets": (*secrets, *tokens(reads)),
     }

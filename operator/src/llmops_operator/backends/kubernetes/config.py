@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from llmops_api.v1alpha1.pod_template import PodTemplate
+
 ENVIRONMENT = "LLMOPS_OPERATOR_CONFIG"
 """Where the path of the file is said when `--config` does not."""
 
@@ -114,6 +116,8 @@ class OperatorConfig(Section):
     connection_secret: ConnectionSecret | None = None
     state: Claim = Claim()
     """The folders of single objects: checkpoints, synchronisation state."""
+    pod_template: PodTemplate = PodTemplate()
+    """Of every workload; what an object's own `podTemplate` says wins."""
     cache: Cache = Cache(empty_dir=EmptyDir())
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all."""

@@ -88,7 +88,7 @@ def pod(
         "metadata": {"labels": labels(owner, workload), "annotations": {FILES: fingerprint(dict(workload.files))[:16]}},
         "spec": spec,
     }
-    return merged(template, workload.pod_template)
+    return merged(merged(template, workload.pod_template), config.pod_template.manifest())
 
 
 def _heavy(workload: Workload) -> bool:

@@ -1,4 +1,4 @@
-"""A pod with what its object's `podTemplate` asks for. What llmops sets itself wins: image, command, its variables, mounts and labels."""
+"""A pod with what a `podTemplate` asks for. What the pod has already wins: what llmops sets, and what was merged before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def merged(pod: Mapping[str, Any], wish: Mapping[str, Any]) -> dict[str, Any]:
         spec["tolerations"] = tolerations
     if secrets := _by("name", spec.get("imagePullSecrets", ()), wish.get("imagePullSecrets", ())):
         spec["imagePullSecrets"] = secrets
-    spec |= {field: wish[field] for field in OF_POD if wish.get(field)}
+    spec = {field: wish[field] for field in OF_POD if wish.get(field)} | spec
     spec["volumes"] = _by("name", spec["volumes"], wish.get("volumes", ()))
     spec["containers"] = [
         {
