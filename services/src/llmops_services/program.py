@@ -43,6 +43,15 @@ class TryAgain(Exception):
         self.reason = reason
 
 
+def mlflow_away(cause: str, meanwhile: str) -> TryAgain:
+    """What to say when MLflow does not answer; `meanwhile` says what becomes of the work."""
+    return TryAgain(
+        "MLflowUnreachable",
+        f"MLflow at {os.environ.get(Env.MLFLOW_TRACKING_URI)} does not answer ({cause}): see whether it runs and what its log says, "
+        f"or correct {Env.MLFLOW_TRACKING_URI}; {meanwhile}",
+    )
+
+
 def load_config(model: type[C], path: str | os.PathLike[str]) -> C:
     """Read and check a JSON config file. Raises `UserError` that names file and field."""
     try:

@@ -125,7 +125,9 @@ def lineage_aspect(records: RecordState, key: str) -> Aspect:
         case Recorded(run_id=run_id):
             return holds("Recorded", f"run {run_id} in MLflow" if run_id else "there is no run to end")
         case Unrecorded(error=error, since=since):
-            message = f"MLflow has not taken it since {since}: {error}; it is tried again until it does"
+            message = (
+                f"MLflow has not taken it since {since}: {error}; see whether it runs, it is tried again until it does"
+            )
             return fails("MLflowUnavailable", message)
         case None:
             return RECORDING

@@ -121,9 +121,9 @@ class Live:
         if not revision.engines:
             reasons.append("there is no engine yet")
         elif not revision.servable():
-            down = [engine for engine in revision.engines if not engine.up]
-            why = f" ({down[0].url}: {down[0].failure})" if down else ""
-            reasons.append(f"no engine serves {revision.config.model} yet{why}")
+            first = next((engine for engine in revision.engines if not engine.up), revision.engines[0])
+            why = first.failure or "it answers without that model; its log says how far it is"
+            reasons.append(f"no engine serves {revision.config.model} yet ({first.url}: {why})")
         return f"revision {revision.config.revision} waits: {'; '.join(reasons) or 'about to serve'}"
 
     def _look(self) -> tuple[int, int, int] | None:

@@ -16,7 +16,7 @@ from qdrant_client import AsyncQdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from llmops_api.programs import GatewayIndex
+from llmops_api.programs import Env, GatewayIndex
 from llmops_api.v1alpha1.rag_service import RetrievalMode
 from llmops_services.embedding import Embedder
 from llmops_services.gateway.encoder import Encoder
@@ -24,7 +24,7 @@ from llmops_services.gateway.errors import ApiError, bad_request, unavailable
 from llmops_services.gateway.limits import LIMITS, Limits
 from llmops_services.program import TryAgain, UserError
 from llmops_services.retrieval import RRF_K, Hit, search
-from llmops_services.vectors import IndexMetadata, alias_target, resolve_alias
+from llmops_services.vectors import IndexMetadata, address, alias_target, resolve_alias
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,10 @@ class Lookup:
         try:
             aliases = await self._client.get_aliases()
         except STORE_ERRORS as error:
-            self._report("", f"the vector store does not answer: {_cause(error)}")
+            self._report(
+                "",
+                f"the vector store at {address()[0]} does not answer ({_cause(error)}): see whether it runs, or correct {Env.QDRANT_URL}",
+            )
             return False
         self._problems.pop("", None)
         for index in self._wanted:

@@ -79,7 +79,7 @@ def _listen(host: str) -> socket.socket:
     except OSError as error:
         raise TryAgain(
             "PortInUse",
-            f"cannot listen on {host}:{text} ({error.strerror}): stop what listens there, or set {Env.HOST} and {Env.PORT}",
+            f"cannot listen on {host}:{text} ({os.strerror(error.errno or 0)}): stop what listens there, or set {Env.HOST} and {Env.PORT}",
         ) from error
 
 

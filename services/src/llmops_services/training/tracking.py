@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmops_api.lineage import DATASET_CONTEXT, MANIFEST_ARTIFACT, DatasetContext, ModelType, Tag, digest32
 from llmops_api.programs import TrainingConfig
-from llmops_services.program import TryAgain
+from llmops_services.program import TryAgain, mlflow_away
 from llmops_services.training.journal import Entry, JournalReader
 from llmops_services.training.state import State
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 300.0
 """How long a finished training waits for MLflow before it gives up and leaves the rest to the next attempt."""
+KEPT = "the training is kept"
 FLUSH_SECONDS = 2.0
 """Metrics are gathered for this long: one write with many steps costs MLflow as much as one with a single step."""
 ENTRIES_A_BATCH = 100
@@ -89,9 +90,7 @@ class Tracker(threading.Thread):
         self._ending.set()
         self.join(patience + 60)  # a request on its way may take until its own timeout
         if self.is_alive() or self._trouble:
-            raise TryAgain(
-                "MLflowUnreachable", f"MLflow does not answer: {self._trouble or 'no reply'}; the training is kept"
-            )
+            raise mlflow_away(self._trouble or "no reply", KEPT)
 
     def retry(self, call: Callable[[], T]) -> T:
         """Call until it succeeds, with longer and longer pauses up to 10 s. Raises `TryAgain` after the deadline of `finish`."""
@@ -104,7 +103,7 @@ class Tracker(threading.Thread):
                     log.warning("MLflow does not do what it is asked, trying again until it does: %s", error)
                 self._trouble = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
                 if time.monotonic() + pause > self._deadline:
-                    raise TryAgain("MLflowUnreachable", self._trouble) from error
+                    raise mlflow_away(self._trouble, KEPT) from error
                 threading.Event().wait(pause)
                 pause = min(10.0, pause * 2)
             else:

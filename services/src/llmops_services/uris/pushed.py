@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from llmops_api.artifacts import SERVER_PATH, Tree, blob_path, parse_artifact_uri, tree_path
 from llmops_api.programs import Env
-from llmops_services.program import TryAgain, UserError
+from llmops_services.program import TryAgain, UserError, mlflow_away
 from llmops_services.uris.cache import cached
 
 log = logging.getLogger(__name__)
@@ -78,9 +78,7 @@ def _download(uri: str, client: httpx.Client, path: str, digest: str, target: Pa
                         file.write(chunk)
         except httpx.HTTPError as error:
             if attempt == TRIES:
-                raise TryAgain(
-                    "MLflowUnreachable", f"{uri}: MLflow does not answer ({type(error).__name__})"
-                ) from error
+                raise mlflow_away(type(error).__name__, f"{uri} is fetched when it does") from error
             continue
         if whole.hexdigest() == digest:
             return

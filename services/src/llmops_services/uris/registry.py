@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from llmops_api.programs import Env
-from llmops_services.program import TryAgain, UserError
+from llmops_services.program import TryAgain, UserError, mlflow_away
 from llmops_services.uris.cache import cached, folder_digest
 
 log = logging.getLogger(__name__)
@@ -62,4 +62,4 @@ def from_registry(uri: str, rest: str) -> Path:
             raise UserError(
                 "ModelNotFound", f"{uri}: MLflow has no such version or alias; see its Models page, and correct the URI"
             ) from error
-        raise TryAgain("MLflowUnreachable", f"{uri}: MLflow does not answer ({error.error_code})") from error
+        raise mlflow_away(error.error_code, f"{uri} is fetched when it does") from error

@@ -43,7 +43,7 @@ def _listen(config: VectorStoreConfig) -> socket.socket:
     except OSError as error:
         raise TryAgain(
             "PortInUse",
-            f"port: cannot listen on {config.host}:{config.port} ({error.strerror}); stop what listens there or give another port",
+            f"port: cannot listen on {config.host}:{config.port} ({os.strerror(error.errno or 0)}); stop what listens there or give another port",
         ) from error
     # Inherited by the connections. asyncio sets it only on sockets that name their protocol; without it an answer waits 40 ms
     # for the client's delayed acknowledgement.

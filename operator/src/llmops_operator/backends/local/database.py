@@ -5,6 +5,7 @@ WAL with `synchronous=FULL`: a reader never waits for a writer, and what a comma
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ APPLICATION_ID = 0x6C6C6D6F
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one. Transactions here take milliseconds; a longer wait means a stuck process."""
+
+ROOM_FOR_ANYTHING = 1 << 20
+"""With fewer bytes free a disk counts as full where something went wrong."""
 
 SCHEMA = """
 CREATE TABLE counter (value INTEGER NOT NULL);
@@ -108,7 +112,8 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            if "full" in str(error):
+            # with no room for its shared memory SQLite knows of an I/O error only
+            if "full" in str(error) or shutil.disk_usage(self.path.parent).free < ROOM_FOR_ANYTHING:
                 raise StoreError(
                     f"{self.path}: no space left on the disk, nothing was stored; free some and try again"
                 ) from error

@@ -106,7 +106,7 @@ class Replica:
                 return
             if self.folder.process(launch.run) is None:
                 unbegun += 1
-                reason, message = _unbegun(self.folder.supervisor_log())
+                reason, message = _unbegun(self.folder)
                 self._set(state=State.PENDING, reason=reason, message=message)
                 await self._sleep(back_off(unbegun))
 
@@ -290,10 +290,11 @@ class Replica:
             await asyncio.wait_for(self._wake.wait(), seconds)
 
 
-def _unbegun(said: str) -> tuple[str, str]:
+def _unbegun(folder: ReplicaFolder) -> tuple[str, str]:
     """The supervisor has ended before it started the program."""
+    said = folder.supervisor_log()
     if os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said:
-        return "DiskFull", "no space left on the disk; free some, it goes on by itself"
+        return "DiskFull", f"{folder.root}: no space left on the disk; free some, it goes on by itself"
     return "CannotStart", f"its supervisor ended at once: {said.strip()[-500:] or 'it said nothing'}; it is tried again"
 
 

@@ -268,7 +268,7 @@ class MlflowLineage:
         with self._changed:
             self._out(said)
             outage = self._outage or said
-        message = f"MLflow has not answered since {outage.since}: {outage.error}"
+        message = f"MLflow has not answered since {outage.since}: {outage.error}; see whether it runs, it is asked until it does"
         for reference, known in references.items():
             if not isinstance(known, RegisteredVersion):
                 self._found(reference, Unresolved("MLflowUnavailable", message))
