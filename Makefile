@@ -49,9 +49,11 @@ check: setup ## Formatting, lint, types, import rules, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python crds/generate.py --check
+	$(BIN)/python crds/reference.py --check
 
-generate: setup ## Write the CRDs anew from the pydantic models
+generate: setup ## Write the CRDs and docs/reference anew from the code
 	$(BIN)/python crds/generate.py
+	$(BIN)/python crds/reference.py
 
 format: setup ## Format the code
 	$(BIN)/ruff format .

@@ -1,17 +1,19 @@
 """Write the CRDs from the pydantic models: `python crds/generate.py`; with `--check`, fail when they are not what would be written.
 
-A model's docstring becomes the description, its `rules` become CEL validations, `T | None` becomes an optional field (a CRD knows
-absent, not null), and defaults stay, so that the API server fills in what pydantic fills in.
+The docstring of a model or a field becomes its description, `rules` become CEL validations, `T | None` becomes an optional field (a
+CRD knows absent, not null), and defaults stay, so that the API server fills in what pydantic fills in.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,26 @@ NAMES: Mapping[str, Names] = {
 }
 
 
+def in_one_line(text: str) -> str:
+    """A docstring without its line breaks."""
+    return " ".join(inspect.cleandoc(text).split())
+
+
+def attribute_docs(owner: type) -> dict[str, str]:
+    """The strings below attributes in the body of a class: of fields, and of members of an enumeration."""
+    body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(owner))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for attribute, text in pairwise(body.body):
+        match attribute, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
+                ast.Expr(value=ast.Constant(value=str(said))),
+            ):
+                found[name] = in_one_line(said)
+    return found
+
+
 class _JsonSchema(GenerateJsonSchema):
     """JSON Schema with the rules of each model, and without null."""
 
@@ -160,7 +182,17 @@ class _JsonSchema(GenerateJsonSchema):
         if rules:
             result["x-kubernetes-validations"] = rules
         if "description" in result:
-            result["description"] = " ".join(inspect.cleandoc(result["description"]).split())
+            result["description"] = in_one_line(result["description"])
+        for owner in reversed(model.__mro__):
+            if issubclass(owner, BaseModel) and owner is not BaseModel:
+                for field, text in attribute_docs(owner).items():
+                    result["properties"][model.model_fields[field].alias or field]["description"] = text
+        return result
+
+    def enum_schema(self, schema: core_schema.EnumSchema) -> JsonSchemaValue:
+        result = super().enum_schema(schema)
+        if "description" in result:
+            result["description"] = in_one_line(result["description"])
         return result
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
@@ -281,20 +313,20 @@ def files() -> dict[Path, str]:
     return result
 
 
-def main() -> int:
+def main(write: Callable[[], Mapping[Path, str]] = files) -> int:
     """Write, or check."""
-    parser = argparse.ArgumentParser(description="Write the CRDs from the pydantic models.")
+    script = Path(sys.argv[0]).name
+    parser = argparse.ArgumentParser(description=f"Write what {script} generates.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a file differs")
     check = parser.parse_args().check
-    stale = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
-    if not check:
-        for path in stale:
+    stale = {path: text for path, text in write().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
+        if check:
+            print(f"{path.name} is not what {script} writes: run `make generate`", file=sys.stderr)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(files()[path])
-        return 0
-    for path in stale:
-        print(f"{path.name} is not what crds/generate.py writes: run `make generate`", file=sys.stderr)
-    return 1 if stale else 0
+            path.write_text(text)
+    return 1 if check and stale else 0
 
 
 if __name__ == "__main__":

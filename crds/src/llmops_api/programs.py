@@ -31,9 +31,13 @@ class ExitCode(IntEnum):
     """How a run-to-completion program ends. Any other code is a bug."""
 
     DONE = 0
+    """The result is written."""
     USER_ERROR = 64
+    """The user's mistake, bad data or a bad field: never tried again."""
     TRY_AGAIN = 75
+    """Something outside did not answer, or a worker was lost: tried again."""
     OUT_OF_MEMORY = 137
+    """Memory ran out: tried again; the message says what to lower."""
 
 
 class Env(StrEnum):
@@ -42,15 +46,21 @@ class Env(StrEnum):
     HOST = "LLMOPS_HOST"
     """Where a long-running program listens."""
     PORT = "LLMOPS_PORT"
+    """At which port."""
     STATE_DIR = "LLMOPS_STATE_DIR"
     """A folder of the object's own that outlives a try; checkpoints lie here."""
     CACHE_DIR = "LLMOPS_CACHE_DIR"
     """A folder shared by all programs, for downloaded and converted models; may be emptied at any time."""
     RESULT_FILE = "LLMOPS_RESULT_FILE"
+    """Where the result, or the reason of the failure, is written as JSON."""
     PROGRESS_FILE = "LLMOPS_PROGRESS_FILE"
+    """Where samples of the progress are written as JSON."""
     MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"
+    """The MLflow server; without it nothing is recorded or registered."""
     QDRANT_URL = "QDRANT_URL"
+    """The vector store."""
     QDRANT_API_KEY = "QDRANT_API_KEY"
+    """Its key, where it asks for one."""
     ENGINE_API_KEY = "LLMOPS_ENGINE_API_KEY"
     """The key that the gateway sends to the engines of `model.endpoint`."""
 

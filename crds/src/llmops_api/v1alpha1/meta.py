@@ -84,11 +84,16 @@ class Condition(Model):
     """One aspect of an object's state, in Kubernetes' own shape."""
 
     type: Annotated[str, Field(max_length=316)]
+    """Which aspect of the object."""
     status: ConditionStatus = ConditionStatus.UNKNOWN
     reason: Annotated[str, Field(max_length=1024)] = "Pending"
+    """Why, as one CamelCase word for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, and what to do, as a sentence for people."""
     last_transition_time: str = ""
+    """When the status changed last."""
     observed_generation: int = 0
+    """The generation of the spec that this is about."""
 
 
 LIST_OF_CONDITIONS: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
@@ -99,13 +104,16 @@ class SecretRef(Model):
     """One entry of a Secret of the same namespace."""
 
     name: Name
+    """The Secret's name."""
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "apiKey"
+    """The entry in it."""
 
 
 class Source(Model):
     """Something at a URI. `secretRef` names a token, for what `https://`, `git+https://` and `hf://` do not give to everybody."""
 
     uri: str
+    """Where it is, as scheme://…"""
     secret_ref: SecretRef | None = None
 
     rules: ClassVar = (
@@ -131,22 +139,27 @@ class ObjectRef(Model):
     """Another object of the same namespace."""
 
     name: Name
+    """Its name."""
 
 
 class Resources(Model):
     """CPU and memory that a worker asks for."""
 
     cpu: Quantity | None = None
+    """Cores, for example 4 or 500m."""
     memory: Quantity | None = None
+    """Bytes, for example 16Gi; a program that takes more is ended."""
 
 
 class Gpus(Model):
-    """Whole GPUs. `product` is the value of the node label nvidia.com/gpu.product, for example NVIDIA-H100-80GB-HBM3."""
+    """Whole GPUs."""
 
     count: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many each worker or replica gets."""
     product: (
         Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] | None
     ) = None
+    """The value of the node label nvidia.com/gpu.product, for example NVIDIA-H100-80GB-HBM3."""
 
 
 class ReplicaCompute(Model):
@@ -160,30 +173,43 @@ class Compute(Model):
     """How many workers share the work, and what each of them gets."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """How many share the work."""
     resources: Resources = Resources()
     gpus: Gpus | None = None
 
 
 class Progress(Model):
-    """A sample of how far a piece of work is. `seconds_left` is an estimate; `loss` is set while training."""
+    """A sample of how far a piece of work is."""
 
     doing: Annotated[str, Field(max_length=256)] = ""
+    """What is being done, in words."""
     step: int = 0
+    """Steps that are done."""
     total: int = 0
+    """Steps that there are."""
     percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """The share that is done."""
     seconds_left: int | None = None
+    """Seconds that are left, estimated."""
     loss: DecimalString | None = None
+    """The last loss, while training."""
 
 
 class Attempt(Model):
     """How one try at a piece of work ended."""
 
     number: int
+    """Counted from 1."""
     start_time: str
+    """When it began."""
     end_time: str | None = None
+    """When it was found ended."""
     exit_code: int | None = None
+    """The program's exit code, where it had one."""
     reason: Annotated[str, Field(max_length=256)] = ""
+    """How it ended, as one word; empty while it runs."""
     message: Annotated[str, Field(max_length=4096)] = ""
+    """How it ended, as a sentence."""
 
 
 def decimal(text: str) -> Decimal:

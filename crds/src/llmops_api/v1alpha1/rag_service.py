@@ -50,8 +50,11 @@ class RegisteredModel(Model):
     """A model of MLflow's registry, by alias or by version."""
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9][-._a-zA-Z0-9]*$")]
+    """Its name in MLflow's registry."""
     alias: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-zA-Z][-_a-zA-Z0-9]*$")] | None = None
+    """Follows the alias when it is moved."""
     version: Annotated[str, Field(min_length=1, max_length=20, pattern=r"^[1-9][0-9]*$")] | None = None
+    """Stays with this version."""
 
     rules: ClassVar = (
         Rule("has(self.alias) != has(self.version)", "a registered model takes exactly one of alias and version: keep one of them",
@@ -75,10 +78,12 @@ HttpUrl = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^https?:
 
 
 class Endpoint(Model):
-    """OpenAI-compatible engines that run elsewhere. `urls` end in /v1; `name` is the model's name there."""
+    """OpenAI-compatible engines that run elsewhere."""
 
     urls: Annotated[tuple[HttpUrl, ...], Field(min_length=1, max_length=64)]
+    """Their base URLs, each ending in /v1."""
     name: Line
+    """The model's name there."""
     secret_ref: SecretRef | None = None
 
 
@@ -114,13 +119,17 @@ OWN_ARGS = frozenset(
 
 
 class Engine(Model):
-    """How vLLM runs; names are vLLM's. `extraArgs` are passed on as they are, for example "--enable-prefix-caching"."""
+    """How vLLM runs; names are vLLM's."""
 
     max_model_len: Annotated[int, Field(ge=128, le=10_000_000)] | None = None
+    """Tokens of question, sources and answer together; the model's own length where it is not set."""
     dtype: Dtype = Dtype.AUTO
     gpu_memory_utilization: PositiveDecimal | None = None
+    """The share of a GPU's memory that vLLM takes; vLLM's own default where it is not set."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs that share one copy of the model."""
     extra_args: Annotated[tuple[Line, ...], Field(max_length=64)] = ()
+    """Options of vLLM that are passed on as they are, for example --enable-prefix-caching."""
 
     rules: ClassVar = (
         Rule("!has(self.gpuMemoryUtilization) || (double(self.gpuMemoryUtilization) > 0.0 && double(self.gpuMemoryUtilization) <= 1.0)",
@@ -138,20 +147,21 @@ class ServedIndex(Model):
 
     index_ref: ObjectRef
     description: Annotated[str, Field(max_length=1024)] = ""
+    """What the index is about, for the model where there are several."""
 
 
 class Retrieval(Model):
-    """How sources are found: of `candidates` chunks the best `topK` go into the prompt, as far as `contextTokens` reaches.
-
-    `minScore` is the least similarity (cosine of query and chunk, -1 to 1) of a chunk that may be cited; in mode Sparse the
-    least BM25 score.
-    """
+    """How sources are found: of `candidates` chunks the best `topK` go into the prompt, as far as `contextTokens` reaches."""
 
     mode: RetrievalMode = RetrievalMode.HYBRID
     candidates: Annotated[int, Field(ge=1, le=1000)] = 30
+    """Chunks that are looked at."""
     top_k: Annotated[int, Field(ge=1, le=100)] = 5
+    """Chunks that go into the prompt at most."""
     min_score: DecimalString = "0"
+    """The least similarity (cosine of query and chunk, -1 to 1) of a chunk that may be cited; in mode Sparse the least BM25 score."""
     context_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
+    """Tokens that they may take up together."""
 
     rules: ClassVar = (
         Rule("self.topK <= self.candidates", "topK may not be above candidates: lower topK or raise candidates",
@@ -166,7 +176,9 @@ class Prompt(Model):
         "Answer from the numbered sources only. After each fact write the number of its source, like [1]. "
         "If the sources do not hold the answer, say so."
     )
+    """The system message."""
     template: Text = "Sources:\n\n{sources}\n\nQuestion: {question}"
+    """What the user's question is put into."""
 
     rules: ClassVar = (
         Rule("self.template.contains('{sources}') && self.template.contains('{question}')",
@@ -186,12 +198,15 @@ class RagServiceSpec(Model):
     model: ServedModel
     engine: Engine = Engine()
     indexes: Annotated[tuple[ServedIndex, ...], Field(max_length=16, json_schema_extra=BY_INDEX)] = ()
+    """What is looked up; without any the model answers alone."""
     retrieval: Retrieval = Retrieval()
     prompt: Prompt = Prompt()
     replicas: Annotated[int, Field(ge=1, le=256)] = 1
+    """How many engines answer; with `model.endpoint`, how many gateways."""
     compute: ReplicaCompute = ReplicaCompute()
     pod_template: PodTemplate | None = None
     suspend: bool = False
+    """Nothing answers while it is set."""
 
     rules: ClassVar = (
         Rule("!has(self.indexes) || self.indexes.all(a, self.indexes.exists_one(b, a.indexRef.name == b.indexRef.name))",
@@ -207,48 +222,70 @@ class RagServiceCondition(StrEnum):
     """The aspects of a RagService; `Ready` sums the others up."""
 
     ACCEPTED = "Accepted"
+    """The spec is understood."""
     MODEL_RESOLVED = "ModelResolved"
+    """It is known which model answers."""
     INDEXES_RESOLVED = "IndexesResolved"
+    """All indexes serve a version."""
     ENGINE_READY = "EngineReady"
+    """An engine answers."""
     GATEWAY_READY = "GatewayReady"
+    """The gateway answers with what the spec asks for."""
     LINEAGE_RECORDED = "LineageRecorded"
+    """The revision that answers is a run in MLflow."""
     SUSPENDED = "Suspended"
+    """`spec.suspend` is set."""
     READY = "Ready"
+    """ModelResolved, IndexesResolved, EngineReady and GatewayReady; else the first of them that is in trouble, or is missing."""
 
 
 class IndexInUse(Model):
     """An index and the version of it that answers."""
 
     name: Name
+    """The EmbeddingIndex."""
     collection: str
+    """Its collection in the vector store."""
 
 
 class ModelInUse(Model):
-    """The model that answers: its name at the engine, and the registered version when there is one (`uri` is then
-    `mlflow://name/version`, an adapter's or full weights').
-    """
+    """The model that answers."""
 
     name: str
+    """Its name at the engine."""
     version: str | None = None
+    """The registered version, where there is one."""
     uri: str | None = None
+    """`mlflow://name/version` of that, an adapter's or full weights'."""
     adapter: bool = False
+    """Whether the version is an adapter over the base model."""
 
 
 class RagServiceStatus(Model):
     """What answers, and where."""
 
     observed_generation: int = 0
+    """The generation of the spec that the status is about."""
     conditions: Conditions = ()
+    """One for each aspect."""
     phase: str = "Pending"
+    """One word, made from the conditions; nothing goes by it."""
     url: str | None = None
+    """The base URL of the service, without /v1."""
     revision: str | None = None
+    """Ten hex digits of everything that decides an answer; answers and traces carry it."""
     model: ModelInUse | None = None
     indexes: Annotated[tuple[IndexInUse, ...], Field(max_length=16, json_schema_extra=BY_NAME)] = ()
+    """The versions that are searched."""
     replicas: int = 0
+    """How many engines (or gateways) there should be."""
     ready_replicas: int = 0
+    """How many of them answer."""
     progress: Progress | None = None
     run_id: str | None = None
+    """The MLflow run of the revision."""
     run_url: str | None = None
+    """The page of that run."""
     mlflow_model_id: str | None = None
     """The LoggedModel of the revision: traces are tied to it."""
 

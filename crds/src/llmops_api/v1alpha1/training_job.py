@@ -68,25 +68,33 @@ class BaseModelSource(ModelSource):
     """The model that the training starts from."""
 
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """A branch, tag or commit of an `hf://` repository."""
 
 
 class TrainingData(Model):
-    """What is trained on. `maxLength` is in tokens; longer examples are cut. With `packing` short examples share a row."""
+    """What is trained on."""
 
     train: DataSource
     format: DataFormat = DataFormat.MESSAGES
     max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 1024
+    """Tokens of an example; longer ones are cut."""
     packing: bool = False
+    """Whether short examples share a row."""
     system_prompt: Text | None = None
+    """Put before each example that has no system message."""
 
 
 class Lora(Model):
     """Low-rank adapters beside frozen weights; names and defaults are PEFT's where PEFT has one."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """The width of the adapters."""
     alpha: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Their weight is alpha / rank."""
     dropout: PositiveDecimal = "0"
+    """The share of their inputs that is left out while training."""
     target_modules: Annotated[tuple[Line, ...], Field(min_length=1, max_length=64)] = ("all-linear",)
+    """The layers that get one; `all-linear` means all but the output layer."""
 
     rules: ClassVar = (
         Rule("double(self.dropout) < 1.0", "dropout is a share: write a number below 1, for example \"0.05\"",
@@ -111,17 +119,25 @@ class Tuning(Model):
 
 
 class Hyperparameters(Model):
-    """How the training goes. `batchSize` is examples a worker and step; exactly one of `epochs` and `maxSteps`."""
+    """How the training goes; exactly one of `epochs` and `maxSteps`."""
 
     epochs: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Times through the data."""
     max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Steps of the optimizer."""
     learning_rate: PositiveDecimal = "2e-4"
+    """Its highest value."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Examples that go through the model at once, on each worker."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Batches that make one step."""
     warmup_ratio: PositiveDecimal = "0.03"
+    """The share of the steps in which the learning rate rises."""
     scheduler: Scheduler = Scheduler.COSINE
     weight_decay: PositiveDecimal = "0"
+    """AdamW's."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Of the order of the examples and the first weights."""
     precision: Precision = Precision.BF16
 
     rules: ClassVar = (
@@ -138,17 +154,19 @@ class Checkpoint(Model):
     """How often the state of the training is kept, and how many of these are kept."""
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Steps between two of them."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """The newest that are kept."""
 
 
 class TrainingGate(Model):
-    """What a model has to show to get its alias: `metric` on the domain set better by `minImprovement`, and on the general
-    set worse by at most `maxGeneralRegression` (both absolute, in the metric's own unit; loss is in nats a token).
-    """
+    """What a model has to show to get its alias; differences are absolute, in the metric's own unit."""
 
     metric: GateMetric = GateMetric.LOSS
     min_improvement: DecimalString = "0"
+    """By so much it has to be better on the domain set at least."""
     max_general_regression: PositiveDecimal | None = None
+    """By so much it may be worse on the general set at most."""
 
 
 class Evaluation(Model):
@@ -166,12 +184,14 @@ class Evaluation(Model):
 
 
 class Output(Model):
-    """The registered model that the result becomes a version of. `aliasOnPass` is moved to it when the gate passes."""
+    """The registered model that the result becomes a version of."""
 
     model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9][-._a-zA-Z0-9]*$")]
+    """Its name in MLflow's registry."""
     alias_on_pass: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-zA-Z][-_a-zA-Z0-9]*$")] | None = (
         "champion"  # noqa: S105 - an alias
     )
+    """Moved to the new version when the gate passes."""
 
     rules: ClassVar = (
         Rule("!has(self.aliasOnPass) || !self.aliasOnPass.matches('^(latest|v[0-9]+)$')",
@@ -198,8 +218,11 @@ class TrainingJobSpec(Model):
     compute: Compute = Compute()
     pod_template: PodTemplate | None = None
     suspend: bool = False
+    """Nothing is trained while it is set; afterwards it goes on from the last checkpoint."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
+    """How many failed attempts are followed by another one."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Seconds that all attempts may take together."""
 
     def reads(self) -> tuple[Source, ...]:
         """All data and models that are read."""
@@ -228,21 +251,32 @@ class TrainingJobCondition(StrEnum):
     """The aspects of a TrainingJob; `Succeeded` sums the others up."""
 
     ACCEPTED = "Accepted"
+    """The spec is understood."""
     TRAINED = "Trained"
+    """The training has ended well."""
     GATE_PASSED = "GatePassed"
+    """The model is good enough for its alias, or nothing was asked of it."""
     REGISTERED = "Registered"
+    """It is a version in MLflow's model registry."""
     LINEAGE_RECORDED = "LineageRecorded"
+    """MLflow knows of the run, and how it ended."""
     SUSPENDED = "Suspended"
+    """`spec.suspend` is set."""
     SUCCEEDED = "Succeeded"
+    """The version is registered; whether its gate has passed stands in GatePassed. `Unknown` while it may still come to that."""
 
 
 class Scores(Model):
-    """What a model reached on one data set: loss in nats a token, perplexity = exp(loss), token F1 of greedy answers."""
+    """What a model reached on one data set."""
 
     examples: int
+    """How many were looked at."""
     loss: DecimalString
+    """In nats a token."""
     perplexity: DecimalString
+    """exp(loss)."""
     token_f1: DecimalString
+    """Of greedy answers."""
 
 
 class ScoreTable(Model):
@@ -258,30 +292,44 @@ class EvaluationStatus(Model):
     before: ScoreTable
     after: ScoreTable
     gate_passed: bool
+    """Whether it has passed."""
     gate_message: Annotated[str, Field(max_length=1024)]
+    """Why it has passed or not, in numbers."""
 
 
 class ModelVersion(Model):
     """A version in MLflow's model registry."""
 
     name: str
+    """The registered model."""
     version: str
+    """The number of the version."""
     alias: str | None = None
+    """The alias that was moved to this version."""
     adapter: bool = True
+    """Whether it is an adapter, not full weights."""
 
 
 class TrainingJobStatus(Model):
     """What became of the run so far."""
 
     observed_generation: int = 0
+    """The generation of the spec that the status is about."""
     conditions: Conditions = ()
+    """One for each aspect."""
     phase: str = "Pending"
+    """One word, made from the conditions; nothing goes by it."""
     start_time: str | None = None
+    """When the first attempt began."""
     completion_time: str | None = None
+    """When it was done, or given up."""
     run_id: str | None = None
+    """The MLflow run."""
     run_url: str | None = None
+    """The page of that run."""
     progress: Progress | None = None
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=128)] = ()
+    """Each try and how it ended."""
     evaluation: EvaluationStatus | None = None
     model: ModelVersion | None = None
 

@@ -1,0 +1,77 @@
+"""The documentation holds together with the code: the reference is what the code says, examples are valid, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmops_api.v1alpha1 import KINDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
+DASHBOARD = ROOT / "helm/llmops/files/dashboard.json"
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[Any]:
+    sys.path.insert(0, str(ROOT / "crds"))
+    yield importlib.import_module("reference")
+    sys.path.remove(str(ROOT / "crds"))
+
+
+def examples() -> Iterator[tuple[str, dict[str, Any]]]:
+    for page in PAGES:
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for manifest in yaml.safe_load_all(block):
+                if isinstance(manifest, dict) and manifest.get("kind") in KINDS:
+                    yield f"{page.name}:{manifest['kind']}/{manifest['metadata']['name']}", manifest
+
+
+def below(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, one in schema.get("properties", {}).items():
+        yield f"{path}.{name}", one
+        yield from below(one, f"{path}.{name}")
+    yield from below(schema["items"], f"{path}[]") if "items" in schema else ()
+
+
+def test_the_reference_is_what_the_code_says(reference: Any) -> None:
+    written = {path.name: path.read_text() for path in reference.FOLDER.glob("*.md")}
+    assert written == {path.name: text for path, text in reference.files().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_field_says_what_it_is(reference: Any, kind: str) -> None:
+    schema = reference.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    fields = [*below(schema["spec"], "spec"), *below(schema["status"], "status")]
+    assert [path for path, one in fields if not one.get("description")] == []
+    page = (reference.FOLDER / f"{kind.lower()}.md").read_text()
+    assert [path for path, _ in fields if f"`{path}`" not in page] == []
+
+
+def test_the_dashboard_draws_metrics_that_the_operator_has(reference: Any) -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    drawn = {
+        name for panel in panels for target in panel["targets"] for name in re.findall(r"llmops_\w+", target["expr"])
+    }
+    measured = {one.name for metric in reference.operator_registry().collect() for one in metric.samples}
+    assert drawn
+    assert drawn <= measured
+
+
+@pytest.mark.parametrize("manifest", [pytest.param(manifest, id=where) for where, manifest in examples()])
+def test_an_example_is_valid(manifest: dict[str, Any]) -> None:
+    KINDS[manifest["kind"]].model_validate(manifest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_each_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", re.sub(r"`[^`]*`", "", page.read_text()))
+    assert [link for link in links if not (page.parent / link).exists()] == []
