@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+Found = TypeVar("Found")
 
 
 def wait_until(holds: Callable[[], object], what: str, *, seconds: float = 120) -> None:
@@ -12,3 +16,11 @@ def wait_until(holds: Callable[[], object], what: str, *, seconds: float = 120) 
     while not holds():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
+
+
+async def eventually(holds: Callable[[], Found], *, seconds: float = 30) -> Found:
+    """Wait in an event loop for what nobody tells of: files and processes. Returns what `holds` gave in the end."""
+    async with asyncio.timeout(seconds):
+        while not (found := holds()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        return found

@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient
 from training_job import Job, lines
 
 from llmops_api.programs import Env
+from llmops_operator.backends.local.home import Home
 from llmops_services.vectorstore.process import StoreProcess
 
 
@@ -38,6 +39,14 @@ def job(tmp_path: Path, mlflow_server: MlflowServer, tiny_chat_model: Path, requ
         "output": {"model": folder.name},
     }
     return Job(folder, mlflow_server.url, spec, f"uid-{os.getpid()}-{folder.name}")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A folder for the platform on this machine."""
+    home = Home.at(tmp_path / "home")
+    home.create()
+    return home
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from local_programs import OWNER, ended
+from waiting import eventually
 
 from llmops_api.programs import Env
 from llmops_operator.backends.local.home import Home
@@ -12,9 +14,7 @@ from llmops_operator.backends.local.processes import ProcessBackend
 from llmops_operator.backends.local.store import SqliteStore
 from llmops_operator.backends.memory import MemoryBackend, MemoryStore
 from llmops_operator.controllers.ports import Conflict, NotFound
-from llmops_operator.domain.workload import Lifecycle, Owner, Readiness, Role, Scope, State, Volume, Workload
-
-OWNER = Owner("TrainingJob", "default", "assistant", "0123456789abcdef")
+from llmops_operator.domain.workload import Lifecycle, Readiness, Role, Scope, State, Volume, Workload
 
 # Does what the test writes into files: ends with a code and a result, or answers with a report.
 PUPPET = """
@@ -117,19 +117,9 @@ def server(**fields):
     return workload("serve", Lifecycle.RUNS, port=True, readiness=Readiness("/", period_seconds=0.05), **fields)
 
 
-async def until(holds, seconds=20):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def status(rig, holds, name="work"):
-    await until(lambda: name in rig.backend.observe(OWNER) and holds(rig.backend.observe(OWNER)[name]))
+    await eventually(lambda: name in rig.backend.observe(OWNER) and holds(rig.backend.observe(OWNER)[name]))
     return rig.backend.observe(OWNER)[name]
-
-
-def ended(status):
-    return status.state in (State.SUCCEEDED, State.FAILED)
 
 
 async def test_what_ends_well_has_its_result(rig):
@@ -164,12 +154,12 @@ async def test_applying_what_runs_as_said_changes_nothing(rig):
 
 async def test_a_live_file_starts_nothing_anew_and_a_file_does(rig):
     await rig.backend.apply(OWNER, server(files={"a.json": "1"}, live_files={"b.json": "1"}))
-    await until(lambda: rig.starts() == ["serve"])
+    await eventually(lambda: rig.starts() == ["serve"])
     await rig.backend.apply(OWNER, server(files={"a.json": "1"}, live_files={"b.json": "2"}))
     await asyncio.sleep(0.2)
     assert rig.starts() == ["serve"]
     await rig.backend.apply(OWNER, server(files={"a.json": "2"}, live_files={"b.json": "2"}))
-    await until(lambda: rig.starts() == ["serve", "serve"])
+    await eventually(lambda: rig.starts() == ["serve", "serve"])
 
 
 async def test_what_has_ended_is_left_as_it_is(rig):
@@ -208,12 +198,12 @@ async def test_all_replicas_are_counted(rig):
 
 async def test_what_is_removed_is_forgotten_and_can_be_applied_anew(rig):
     await rig.backend.apply(OWNER, workload())
-    await until(lambda: rig.starts() == ["work"])
+    await eventually(lambda: rig.starts() == ["work"])
     await rig.backend.remove(OWNER, "work")
     assert rig.backend.observe(OWNER) == {}
     assert rig.backend.owners() == frozenset()
     await rig.backend.apply(OWNER, workload())
-    await until(lambda: rig.starts() == ["work", "work"])
+    await eventually(lambda: rig.starts() == ["work", "work"])
 
 
 async def test_removing_what_never_was_does_nothing(rig):

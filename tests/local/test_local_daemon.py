@@ -6,15 +6,15 @@ import sys
 from asyncio.subprocess import PIPE
 
 import httpx
-import psutil
 import pytest
+from local_programs import alive
+from waiting import eventually
 
 from llmops_operator.backends.local import lock, platform
 from llmops_operator.backends.local.daemon import down, serve
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.lock import HomeInUse
 from llmops_operator.backends.local.platform import Platform, PlatformError
-from llmops_operator.backends.local.replica_folder import MARK
 from llmops_operator.backends.local.store import SqliteStore
 from llmops_operator.domain.workload import Lifecycle, Readiness, Role, Workload
 
@@ -78,31 +78,14 @@ async def start_daemon(home):
     return daemon
 
 
-async def eventually(holds, seconds=20):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
-def processes(home):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK, "").startswith(str(home.root)):
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
-
-
 @pytest.mark.usefixtures("elsewhere")
 async def test_a_daemon_that_is_asked_to_stop_leaves_nothing_running(home):
     daemon = await start_daemon(home)
-    await eventually(lambda: len(processes(home)) == 2)  # the program and its supervisor
+    await eventually(lambda: len(alive(home)) == 2)  # the program and its supervisor
     daemon.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(daemon.stdout.readline(), 30) == b"ended\n"
     assert await daemon.wait() == 0
-    assert processes(home) == []
+    assert alive(home) == []
     assert lock.holder(home) is None
 
 
@@ -124,15 +107,15 @@ async def test_down_ends_a_daemon_and_what_a_killed_one_has_left(home):
     daemon = await start_daemon(home)
     assert await down(home)
     assert await asyncio.wait_for(daemon.wait(), 10) == 0
-    assert processes(home) == []
+    assert alive(home) == []
 
     daemon = await start_daemon(home)
-    await eventually(lambda: len(processes(home)) == 2)
+    await eventually(lambda: len(alive(home)) == 2)
     daemon.kill()
     await daemon.wait()
-    assert len(processes(home)) == 2
+    assert len(alive(home)) == 2
     assert await down(home)
-    assert processes(home) == []
+    assert alive(home) == []
     assert not await down(home)
 
 
@@ -141,10 +124,10 @@ async def test_a_daemon_can_be_stopped_while_the_platform_starts(home, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(home, stop=stop, handle_signals=False))
-    await eventually(lambda: processes(home))
+    await eventually(lambda: alive(home))
     stop.set()
     await asyncio.wait_for(serving, 20)
-    assert processes(home) == []
+    assert alive(home) == []
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -234,4 +217,4 @@ async def test_the_real_mlflow_server_and_vector_store_come_up(home, monkeypatch
         assert collections.json()["result"] == {"collections": []}
     finally:
         await started.stop()
-    assert processes(home) == []
+    assert alive(home) == []

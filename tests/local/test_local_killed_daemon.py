@@ -9,12 +9,13 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
+from local_programs import OWNER
+from waiting import eventually
 
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.processes import ProcessBackend
-from llmops_operator.domain.workload import Lifecycle, Owner, Role, State, Workload
-
-OWNER = Owner("TrainingJob", "default", "assistant", "0123456789abcdef")
+from llmops_operator.backends.local.rotated_log import last_lines
+from llmops_operator.domain.workload import Lifecycle, Role, State, Workload
 
 # Each start is one line; a second one of the same name at the same time finds the file locked.
 PROGRAM = """
@@ -33,7 +34,7 @@ with open(f"{os.environ['PLACE']}/{name}", "a") as record:
 DAEMON = """
 import asyncio, json, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = sys.argv[3:]
 import test_local_killed_daemon as t
 
 async def main():
@@ -81,7 +82,7 @@ async def test_nothing_is_started_twice_and_nothing_is_lost(tmp_path, seed):
         for number in range(4):
             files = json.dumps({"a": str(number // 2)})
             daemon = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", DAEMON, str(home.root), files, str(Path(__file__).parent), stdout=PIPE
+                sys.executable, "-c", DAEMON, str(home.root), files, *map(str, Path(__file__).parents[:2]), stdout=PIPE
             )
             await asyncio.wait_for(daemon.stdout.readline(), 30)
             await asyncio.sleep(moments.uniform(0, 0.4))
@@ -122,11 +123,9 @@ async def test_what_a_killed_daemon_was_removing_is_removed(tmp_path):
     await first.start()
     await first.apply(OWNER, workload)
     folder = home.workloads / "default" / "work"
-    while not (folder / "0/log/out.log").exists() or not (folder / "0/log/out.log").read_text():  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
+    await eventually(lambda: last_lines(folder / "0/log"))
     removing = asyncio.create_task(first.remove(OWNER, "work"))
-    while not (folder / "removed.json").exists():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await eventually((folder / "removed.json").exists)
     removing.cancel()  # the daemon is gone; its grace of 2 s is not over
     second = ProcessBackend(home, home.workloads)
     await second.start()
