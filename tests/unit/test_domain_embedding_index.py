@@ -1,93 +1,21 @@
-"""What is decided about an EmbeddingIndex, situation by situation."""
+"""When an EmbeddingIndex is synced, and what is said meanwhile and afterwards."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from decisions import NOW, ago, over, running, said
+from index_decisions import GENERATION, SYNCED, index, known, look, with_attempts
 
 from llmops_api.programs import IndexingAction, IndexingConfig
-from llmops_api.v1alpha1 import EmbeddingIndex, EmbeddingIndexStatus
-from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores
-from llmops_api.v1alpha1.meta import Attempt, Condition, Progress
+from llmops_api.v1alpha1 import EmbeddingIndexStatus
+from llmops_api.v1alpha1.meta import Attempt, Progress
 from llmops_operator.domain.conditions import find
-from llmops_operator.domain.decision import Decision
-from llmops_operator.domain.embedding_index import FINALIZER, SYNC_REQUESTED, IndexInput, decide
-from llmops_operator.domain.lineage import IndexRecord, Recorded, RecordState
+from llmops_operator.domain.embedding_index import SYNC_REQUESTED, IndexInput, decide
 from llmops_operator.domain.timing import timestamp
 from llmops_operator.domain.workload import State, WorkloadStatus
-
-NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-GENERATION = 3
-VERSION = IndexVersion(collection="default.handbook.aaa", fingerprint="aaa", digest="d1", documents=3, chunks=9)
-
-
-def ago(seconds: float) -> str:
-    return timestamp(NOW - timedelta(seconds=seconds))
-
-
-def index(status: EmbeddingIndexStatus, metadata: dict[str, Any] | None = None, **spec: Any) -> EmbeddingIndex:
-    base = {"sources": [{"name": "docs", "uri": "file:///docs"}], "embedding": {"model": {"uri": "pkg://minilm/model"}}}
-    made = EmbeddingIndex.model_validate(
-        {
-            "metadata": {"name": "handbook", "uid": "u", "generation": GENERATION, **(metadata or {})},
-            "spec": base | spec,
-        }
-    )
-    return made.model_copy(update={"status": status})
-
-
-def known(type_: str, status: str = "True", reason: str = "Fine", generation: int = GENERATION) -> Condition:
-    return Condition(type=type_, status=status, reason=reason, observed_generation=generation)
-
-
-def over(
-    number: int, reason: str = "Completed", *, code: int | None = 0, began: float = 60, ended: float = 30
-) -> Attempt:
-    return Attempt(
-        number=number,
-        start_time=ago(began),
-        end_time=ago(ended),
-        exit_code=code,
-        reason=reason,
-        message=f"{reason} said",
-    )
-
-
-def running(number: int = 1) -> Attempt:
-    return Attempt(number=number, start_time=ago(60))
-
-
-SYNCED = EmbeddingIndexStatus(
-    attempts=(over(1),),
-    version=VERSION,
-    conditions=(known("Synced"), known("GatePassed"), known("LineageRecorded")),
-)
-"""An index at rest."""
-
-
-def look(
-    status: EmbeddingIndexStatus = SYNCED,
-    workloads: dict[str, WorkloadStatus] | None = None,
-    metadata: dict[str, Any] | None = None,
-    records: RecordState | None = None,
-    **spec: Any,
-) -> Decision[EmbeddingIndexStatus]:
-    made = index(status, metadata, **spec)
-    return decide(IndexInput(made, NOW, workloads=workloads or {}, records=records or RecordState()))
-
-
-def said(decision: Decision[EmbeddingIndexStatus], type_: str) -> tuple[str, str, str]:
-    condition = find(decision.status.conditions, type_)
-    assert condition is not None
-    return condition.status, condition.reason, condition.message
-
-
-def with_attempts(*attempts: Attempt, synced: Condition | None = None) -> EmbeddingIndexStatus:
-    conditions = (synced or known("Synced"), known("GatePassed"), known("LineageRecorded"))
-    return SYNCED.model_copy(update={"attempts": attempts, "conditions": conditions})
-
 
 ASKED = {"annotations": {SYNC_REQUESTED: ago(10)}}
 FAILED = known("Synced", "False", "Away")
@@ -203,123 +131,6 @@ def test_what_is_said_while_a_sync_runs(status: EmbeddingIndexStatus, expected: 
     assert said(decision, "Synced")[:2] == expected
 
 
-def result(**facts: Any) -> dict[str, WorkloadStatus]:
-    serving = VERSION.model_copy(update={"digest": "d2"}).dump()
-    told = {"alias": "default.handbook", "serving": serving, "counts": {"added": 2, "unchanged": 1}} | facts
-    return {"handbook-sync-2": WorkloadStatus(State.SUCCEEDED, exit_code=0, result=told)}
-
-
-def test_a_result_becomes_the_status() -> None:
-    rejected = [{"path": "hr/broken.md", "reason": "not UTF-8: save it as UTF-8"}]
-    sources = [{"name": "docs", "uri": "file:///docs", "documents": 3, "digest": "a1"}]
-    facts = {"rejected": rejected, "rejectedCount": 1, "sources": sources, "embeddingModelDigest": "e5"}
-    decision = look(with_attempts(over(1), running(2)), result(**facts))
-    status = decision.status
-    assert (status.alias, status.documents, status.chunks, status.rejected_count) == ("default.handbook", 3, 9, 1)
-    assert status.last_sync_time == ago(60)
-    assert status.last_sync is not None
-    assert status.last_sync.added == 2
-    assert said(decision, "Synced") == (
-        "True",
-        "Synced",
-        "3 documents, 9 chunks; 2 added, 0 updated, 0 deleted, 1 unchanged; 1 documents were rejected, see status.rejected",
-    )
-    assert said(decision, "GatePassed")[1] == "NoGate"
-    assert said(decision, "Ready") == ("True", "Ready", "default.handbook.aaa")
-    record = decision.record
-    assert isinstance(record, IndexRecord)
-    assert (record.key, record.embedding_digest, record.sources[0].digest) == ("default.handbook.aaa@d2", "e5", "a1")
-    assert said(decision, "LineageRecorded")[:2] == ("Unknown", "Recording")
-
-
-def test_a_result_with_the_same_documents_is_not_recorded_again() -> None:
-    same = result(serving=VERSION.dump(), counts={"unchanged": 3})
-    status = with_attempts(over(1), running(2)).model_copy(update={"run_id": "run-1"})
-    decision = look(status, same)
-    assert (decision.record, decision.status.run_id) == (None, "run-1")
-    assert said(decision, "LineageRecorded")[0] == "True"
-
-
-def test_a_record_that_is_written_gives_its_run() -> None:
-    status = SYNCED.model_copy(update={"conditions": (known("Synced"), known("GatePassed"))})
-    records = RecordState(by_key={"default.handbook.aaa@d1": Recorded("run-7", "http://run-7", "m-7")})
-    decision = look(status, records=records)
-    assert (decision.status.run_id, decision.status.run_url, decision.record) == ("run-7", "http://run-7", None)
-    assert look(status, records=RecordState(enabled=False)).record is None
-
-
-def test_a_gate_that_passes_says_its_numbers() -> None:
-    decision = look(with_attempts(over(1), running(2)), result(gatePassed=True, gateMessage="recall@5 0.92 ≥ 0.8"))
-    assert said(decision, "GatePassed") == ("True", "GatePassed", "recall@5 0.92 ≥ 0.8")
-
-
-def test_a_gate_that_fails_keeps_the_old_version_and_says_so() -> None:
-    candidate = IndexVersion(collection="default.handbook.bbb", fingerprint="bbb", documents=4, chunks=12).dump()
-    facts = {
-        "serving": VERSION.dump(),
-        "candidate": candidate,
-        "gatePassed": False,
-        "gateMessage": "recall@5 0.5 < 0.8",
-    }
-    decision = look(with_attempts(over(1), running(2)), result(**facts))
-    assert said(decision, "Synced")[2].startswith("4 documents, 12 chunks")
-    assert said(decision, "GatePassed") == ("False", "GateNotPassed", "recall@5 0.5 < 0.8")
-    assert said(decision, "Serving") == (
-        "True",
-        "Serving",
-        "default.handbook.aaa; a newer version did not pass its gate",
-    )
-    assert said(decision, "Ready") == ("False", "GateNotPassed", "recall@5 0.5 < 0.8")
-
-
-def test_a_first_version_that_fails_its_gate_serves_nothing() -> None:
-    candidate = VERSION.dump()
-    facts = {"serving": None, "candidate": candidate, "gatePassed": False, "gateMessage": "recall@5 0.5 < 0.8"}
-    decision = look(
-        EmbeddingIndexStatus(attempts=(running(2),), conditions=(known("Synced", "False"),)), result(**facts)
-    )
-    assert decision.status.version is None
-    assert said(decision, "Serving")[:2] == ("False", "NothingServed")
-    assert decision.status.phase == "Pending"
-
-
-def test_a_version_that_is_held_back_is_recorded_beside_the_one_that_is_served() -> None:
-    asked = RetrievalScores(questions=9, uri="file:///q.jsonl", digest="0123456789abcdef", recall_at5="0.5", mrr="0.4")
-    candidate = IndexVersion(collection="default.handbook.bbb", fingerprint="bbb", digest="d9", evaluation=asked)
-    facts = {
-        "serving": VERSION.dump(),
-        "candidate": candidate.dump(),
-        "gatePassed": False,
-        "gateMessage": "recall@5 0.5 < 0.8",
-    }
-    before = with_attempts(over(1), running(2)).model_copy(update={"run_id": "run-1"})
-    decision = look(before, result(**facts))
-    record = decision.record
-    assert isinstance(record, IndexRecord)
-    assert (record.version, record.held_back, record.gate_passed) == (candidate, True, False)
-    assert record.gate_message == "recall@5 0.5 < 0.8"
-    assert (record.key, decision.status.run_id) == ("default.handbook.bbb@d9/0123456789/held-back", "run-1")
-    assert said(decision, "LineageRecorded")[1] == "Recording"
-
-    written = RecordState(by_key={record.key: Recorded("run-2")})
-    after = look(decision.status, records=written)
-    assert (after.record, after.status.run_id) == (None, "run-1")
-    assert said(after, "LineageRecorded") == ("True", "Recorded", "run run-2 in MLflow")
-
-    again = look(after.status.model_copy(update={"attempts": (over(1), running(2))}), result(**facts), records=written)
-    assert again.record is None
-    served = result(serving=candidate.dump(), gatePassed=True, gateMessage="recall@5 0.9")
-    passed = look(after.status.model_copy(update={"attempts": (over(1), running(2))}), served, records=written).record
-    assert isinstance(passed, IndexRecord)
-    assert (passed.key, passed.held_back) == ("default.handbook.bbb@d9/0123456789", False)
-
-
-def test_a_served_version_keeps_its_run_when_that_is_written_after_the_next_one_was_held_back() -> None:
-    status = SYNCED.model_copy(update={"candidate": VERSION.model_copy(update={"digest": "d9"}), "run_id": None})
-    decision = look(status, records=RecordState(by_key={"default.handbook.aaa@d1": Recorded("run-1", "http://run-1")}))
-    assert (decision.status.run_id, decision.status.run_url) == ("run-1", "http://run-1")
-
-
 FAILURES: dict[str, tuple[int, str, str, str]] = {
     "the user's mistake": (64, "EmptyIndex", "no document matches **/*.md", "no document matches **/*.md"),
     "something passing": (75, "VectorStoreUnavailable", "Qdrant is away", "Qdrant is away (it is tried again)"),
@@ -381,67 +192,3 @@ def test_an_index_at_rest_stays_as_it_is() -> None:
         decision = decide(IndexInput(made, NOW + timedelta(seconds=seconds)))
         assert decision.status == at_rest
         assert (decision.workloads, decision.events, decision.requeue_after) == ((), (), None)
-
-
-@pytest.mark.parametrize(("policy", "wanted"), [("Delete", True), ("Retain", False)])
-def test_the_finalizer_is_there_exactly_when_something_must_go(policy: str, wanted: bool) -> None:
-    assert look(deletionPolicy=policy).finalizer is wanted
-
-
-def deleted(
-    seconds: float = 1,
-    drop: WorkloadStatus | None = None,
-    status: EmbeddingIndexStatus = SYNCED,
-    finalizers: tuple[str, ...] = (FINALIZER,),
-    **spec: Any,
-) -> Decision[EmbeddingIndexStatus]:
-    metadata = {"deletionTimestamp": ago(seconds), "finalizers": finalizers}
-    workloads = {"handbook-sync-1": WorkloadStatus(State.SUCCEEDED)}
-    return look(status, workloads | ({"handbook-drop": drop} if drop else {}), metadata, **spec)
-
-
-def failed_ago(seconds: float | None) -> WorkloadStatus:
-    ended = None if seconds is None else ago(seconds)
-    return WorkloadStatus(State.FAILED, exit_code=75, message="Qdrant is away", ended_at=ended)
-
-
-DELETIONS: dict[str, tuple[Decision[EmbeddingIndexStatus], list[str], bool | None, float | None]] = {
-    "the collections are dropped first": (deleted(), ["handbook-drop"], None, 119),
-    "dropping goes on": (deleted(drop=WorkloadStatus(State.RUNNING)), ["handbook-drop"], None, 119),
-    "they are dropped": (deleted(drop=WorkloadStatus(State.SUCCEEDED)), [], False, None),
-    "dropping failed just now": (deleted(drop=failed_ago(4)), [], None, 6),
-    "dropping failed a while ago": (deleted(20, drop=failed_ago(10)), ["handbook-drop"], None, 100),
-    "dropping failed at no known time": (deleted(20, drop=failed_ago(None)), ["handbook-drop"], None, 100),
-    "dropping failed just before the deadline": (deleted(118, drop=failed_ago(4)), [], None, 2),
-    "dropping failed for too long": (deleted(120, drop=failed_ago(1)), [], False, None),
-    "dropping hangs for too long": (deleted(121, drop=WorkloadStatus(State.RUNNING)), [], False, None),
-    "there is nothing to drop": (deleted(status=EmbeddingIndexStatus()), [], False, None),
-    "the policy was changed at the last moment": (deleted(deletionPolicy="Retain"), [], False, None),
-    "somebody else's finalizer holds it": (deleted(finalizers=("example.org/theirs",)), [], None, None),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("decision", "starts", "finalizer", "after"), DELETIONS.values(), ids=DELETIONS)
-def test_a_deletion(
-    decision: Decision[EmbeddingIndexStatus], starts: list[str], finalizer: bool | None, after: float | None
-) -> None:
-    assert [one.name for one in decision.workloads] == starts
-    assert decision.finalizer is finalizer
-    assert decision.requeue_after == (pytest.approx(after) if after else None)
-    assert "handbook-sync-1" in decision.remove
-    assert decision.discard_volumes == (decision.finalizer is False or (not starts and after is None))
-
-
-def test_dropping_that_failed_is_begun_anew() -> None:
-    assert deleted(20, drop=failed_ago(10)).remove == ("handbook-drop", "handbook-sync-1")
-    [workload] = deleted().workloads
-    assert IndexingConfig.model_validate_json(workload.files["indexing.json"]).action is IndexingAction.DROP
-
-
-def test_what_is_left_behind_is_named() -> None:
-    [event] = deleted(120, drop=failed_ago(1)).events
-    assert event.reason == "CollectionsLeftBehind"
-    assert event.message == (
-        "gave up dropping the collections after 120 s: Qdrant is away. "
-        "Drop the alias default.handbook and the collections default.handbook.* by hand"
-    )

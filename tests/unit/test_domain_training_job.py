@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
+import decisions
 import pytest
+from decisions import NOW, ago, running, said
 
 from llmops_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from llmops_api.v1alpha1.meta import Attempt
-from llmops_operator.domain.conditions import find
 from llmops_operator.domain.decision import Decision
 from llmops_operator.domain.lineage import Recorded, RecordState, Unrecorded
 from llmops_operator.domain.timing import Timing, timestamp
 from llmops_operator.domain.training_job import MAX_SUSPENSIONS, TrainingInput, decide
 from llmops_operator.domain.workload import State, WorkloadStatus
 
-NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+over = partial(decisions.over, code=75)
 
 
 def job(status: TrainingJobStatus | None = None, metadata: dict[str, Any] | None = None, **spec: Any) -> TrainingJob:
@@ -33,36 +35,11 @@ def job(status: TrainingJobStatus | None = None, metadata: dict[str, Any] | None
     return made.model_copy(update={"status": status or TrainingJobStatus()})
 
 
-def ago(seconds: float) -> str:
-    return timestamp(NOW - timedelta(seconds=seconds))
-
-
-def running(number: int = 1, since: float = 60) -> Attempt:
-    return Attempt(number=number, start_time=ago(since))
-
-
-def over(number: int, reason: str, *, code: int | None = 75, began: float = 60, ended: float = 30) -> Attempt:
-    return Attempt(
-        number=number,
-        start_time=ago(began),
-        end_time=ago(ended),
-        exit_code=code,
-        reason=reason,
-        message=f"{reason} said",
-    )
-
-
 def look(
     *attempts: Attempt, workloads: dict[str, WorkloadStatus] | None = None, **spec: Any
 ) -> Decision[TrainingJobStatus]:
     made = job(TrainingJobStatus(attempts=attempts), **spec)
     return decide(TrainingInput(made, NOW, workloads=workloads or {}))
-
-
-def said(decision: Decision[TrainingJobStatus], type_: str) -> tuple[str, str, str]:
-    condition = find(decision.status.conditions, type_)
-    assert condition is not None
-    return condition.status, condition.reason, condition.message
 
 
 def ended(code: int | None, reason: str = "", message: str = "") -> WorkloadStatus:
