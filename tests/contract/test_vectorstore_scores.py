@@ -6,7 +6,6 @@ Runs on the embedded store and, where QDRANT_URL names one, on a Qdrant server.
 from __future__ import annotations
 
 import math
-import os
 import random
 import statistics
 from collections import Counter
@@ -18,9 +17,6 @@ import pytest
 import qdrant_edge
 from qdrant_client import QdrantClient, models
 
-from llmops_services.vectorstore.process import StoreProcess
-
-SERVER = os.environ.get("QDRANT_URL")
 WORDS = ["invoice", "travel", "holiday", "printer", "router", "badge", "payroll", "laptop"]
 DIMENSIONS = 8
 COUNT = 40
@@ -90,19 +86,11 @@ def _sparse(vector: qdrant_edge.SparseVector) -> models.SparseVector:
     return models.SparseVector(indices=vector.indices, values=vector.values)
 
 
-@pytest.fixture(scope="module", params=["embedded", *(["server"] if SERVER else [])])
-def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    if request.param == "server":
-        client = QdrantClient(url=SERVER, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
-        corpus = Corpus(client)
-        yield corpus
-        client.delete_collection(corpus.name)
-        client.close()
-        return
-    with StoreProcess(tmp_path_factory.mktemp("store"), {"QDRANT_API_KEY": ""}) as store:
-        client = QdrantClient(url=store.url, check_compatibility=False)
-        yield Corpus(client)
-        client.close()
+@pytest.fixture(scope="module")
+def corpus(client: QdrantClient) -> Iterator[Corpus]:
+    corpus = Corpus(client)
+    yield corpus
+    client.delete_collection(corpus.name)
 
 
 def test_sparse_search_ranks_by_bm25(corpus: Corpus) -> None:
