@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import TypeAdapter
 
 from llmops_api.programs import TOKEN_PREFIX, Env, ExitCode, token_variable
+from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1 import API_VERSION, KINDS
 from llmops_api.v1alpha1.embedding_index import EmbeddingIndexCondition
 from llmops_api.v1alpha1.meta import DataUri, ModelUri
@@ -33,13 +35,32 @@ from llmops_services.gateway.live import Live
 from llmops_services.gateway.metrics import Metrics as GatewayMetrics
 from llmops_services.gateway.traces import SAMPLING_RATIO, TraceSender
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "reference"
 HEADER = "<!-- Written by crds/reference.py: change the code and run `make generate`. -->\n"
 CONDITIONS: Mapping[str, type[Enum]] = {
     "TrainingJob": TrainingJobCondition,
     "EmbeddingIndex": EmbeddingIndexCondition,
     "RagService": RagServiceCondition,
 }
+DOMAIN, LINEAGE = "operator/src/llmops_operator/domain", "operator/src/llmops_operator/controllers/lineage"
+EVERYWHERE = (
+    f"{DOMAIN}/conditions.py",
+    f"{DOMAIN}/lineage.py",
+    "operator/src/llmops_operator/controllers/refusal.py",
+)
+DECIDING: Mapping[str, tuple[str, ...]] = {
+    "TrainingJob": (f"{DOMAIN}/training_job.py", f"{DOMAIN}/attempts.py", *EVERYWHERE),
+    "EmbeddingIndex": (f"{DOMAIN}/embedding_index.py", f"{DOMAIN}/attempts.py", *EVERYWHERE),
+    "RagService": (
+        f"{DOMAIN}/rag_service.py",
+        f"{DOMAIN}/serving.py",
+        f"{LINEAGE}/mlflow.py",
+        f"{LINEAGE}/port.py",
+        *EVERYWHERE,
+    ),
+}
+"""The modules that make a kind's conditions; the first of them its events too."""
 LONGEST_DEFAULT = 80
 
 
@@ -146,8 +167,63 @@ def kind_page(kind: str) -> str:
             f"## Status\n\n{table(('field', 'type', 'what it is'), written)}",
             "## Conditions\n\nEach is `True`, `False` or `Unknown`.\n\n"
             + table(("type", "True when"), ((code(str(one.value)), docs[one.name]) for one in CONDITIONS[kind])),
+            f"## Reasons\n\n{reasons(used(Reason, *DECIDING[kind]))}",
+            "A condition about work may carry the reason of its [pods, processes or program](reasons.md) too.\n",
+            "## Events\n\nA condition that becomes `True` is a Normal event, and trouble that is new a Warning, with the condition's reason and message. "
+            f"Beside these:\n\n{events(kind)}",
             f"## What `kubectl get` prints\n\n{table(('column', 'from', ''), columns)}",
             f"`--field-selector` knows {', '.join(code(path.removeprefix('.')) for path in names.selectable)}.\n",
+        )
+    )
+
+
+# Reasons and events
+
+
+def used(enum: type[Enum], *paths: str) -> list[Enum]:
+    """The members that the code below some paths names, in the order of the enumeration."""
+    files = [
+        file for path in paths for file in ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py"))
+    ]
+    found = {name for file in files for name in re.findall(rf"(?<!\w){enum.__name__}\.([A-Z_]+)", file.read_text())}
+    return [one for one in enum if one.name in found]
+
+
+def reasons(members: Iterable[Enum]) -> str:
+    """A table of them."""
+    members = list(members)
+    docs = attribute_docs(type(members[0]))
+    return table(
+        ("reason", "what it means, and what to do"), ((code(str(one.value)), docs[one.name]) for one in members)
+    )
+
+
+def events(kind: str) -> str:
+    """What is told beside the conditions."""
+    docs = attribute_docs(Reason)
+    source = (ROOT / DECIDING[kind][0]).read_text()
+    found = re.findall(r"(?<!\w)(normal|warning)\(\s*Reason\.([A-Z_]+)", source)
+    rows = [(type_.capitalize(), code(Reason[name]), docs[name]) for type_, name in found]
+    rows.append(("Warning", code(Reason.INVALID), docs[Reason.INVALID.name]))
+    return table(("type", "reason", "when"), rows)
+
+
+def reasons_page() -> str:
+    """Those that come from below the objects."""
+    services, backends = "services/src/llmops_services", "operator/src/llmops_operator/backends"
+    parts = {name: [f"{services}/{name}"] for name in ("training", "indexing", "engine", "gateway", "vectorstore")}
+    shared = [f"{services}/{path.name}" for path in (ROOT / services).glob("*.py")]
+    said = {title: used(FailureReason, *paths) for title, paths in parts.items()}
+    said = {"whatever reads URIs and models": used(FailureReason, f"{services}/uris", *shared)} | said
+    return "\n".join(
+        (
+            f"{HEADER}# Reasons of workloads and programs\n",
+            "A condition about work (`Trained`, `Synced`, `EngineReady`, `GatewayReady`), and an attempt, carry the reason of what does the work: of its "
+            "pods or processes, or of the program itself. The message beside it says what is wrong where, and what to do.\n",
+            f"## In a cluster\n\n{reasons(used(Reason, f'{backends}/kubernetes'))}",
+            f"## On a laptop\n\n{reasons(used(Reason, f'{backends}/local'))}",
+            *(f"## Said by {title}\n\n{reasons(members)}" for title, members in said.items()),
+            "What no object can tell: [When something does not go on](../install/troubleshooting.md).\n",
         )
     )
 
@@ -231,7 +307,7 @@ def programs_page() -> str:
 def files() -> dict[Path, str]:
     """What is to be written where."""
     pages = {f"{kind.lower()}.md": kind_page(kind) for kind in KINDS}
-    pages |= {"metrics.md": metrics_page(), "programs.md": programs_page()}
+    pages |= {"reasons.md": reasons_page(), "metrics.md": metrics_page(), "programs.md": programs_page()}
     return {FOLDER / name: text for name, text in pages.items()}
 
 

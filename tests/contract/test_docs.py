@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1 import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,11 @@ def test_each_field_says_what_it_is(reference: Any, kind: str) -> None:
     assert [path for path, one in fields if not one.get("description")] == []
     page = (reference.FOLDER / f"{kind.lower()}.md").read_text()
     assert [path for path, _ in fields if f"`{path}`" not in page] == []
+
+
+def test_each_reason_is_given_somewhere_and_says_what_it_means(reference: Any) -> None:
+    told = "".join(reference.files().values())
+    assert [one for one in (*Reason, *FailureReason) if f"| `{one}` |" not in told] == []
 
 
 def test_the_dashboard_draws_metrics_that_the_operator_has(reference: Any) -> None:

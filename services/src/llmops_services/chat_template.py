@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from llmops_api.reasons import FailureReason
 from llmops_services.program import UserError
 
 CHATML = (
@@ -54,7 +55,7 @@ def chat_templates(tokenizer: Any) -> ChatTemplates:
         if training is not None and first_difference(tokenizer, serving, training) is None:
             return ChatTemplates(serving, training)
     raise UserError(
-        "ChatTemplateUnmarked",
+        FailureReason.CHAT_TEMPLATE_UNMARKED,
         "the model's chat template does not say which tokens are the assistant's: put {% generation %} and "
         "{% endgeneration %} around them in its chat_template.jinja, and name that folder as baseModel",
     )

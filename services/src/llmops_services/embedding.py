@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from llmops_api.reasons import FailureReason
 from llmops_services.program import UserError
 from llmops_services.uris import cache_dir, file_digest, local_path
 
@@ -47,7 +48,9 @@ def model_digest(path: Path) -> str:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
-        raise UserError("ModelUnreadable", f"{path} holds no files; give the folder of a sentence-transformers model")
+        raise UserError(
+            FailureReason.MODEL_UNREADABLE, f"{path} holds no files; give the folder of a sentence-transformers model"
+        )
     memory = cache_dir() / "digests" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
     known = _read_json(memory)
     seen: dict[str, str] = {}
@@ -80,13 +83,15 @@ class Tokens:
         file = next((found for found in (first / "tokenizer.json", path / "tokenizer.json") if found.is_file()), None)
         if file is None:
             raise UserError(
-                "ModelUnreadable",
+                FailureReason.MODEL_UNREADABLE,
                 f"{path} has no tokenizer.json; give the folder of a sentence-transformers model with a fast tokenizer",
             )
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
-            raise UserError("ModelUnreadable", f"{file} cannot be read ({error}); download the model again") from error
+            raise UserError(
+                FailureReason.MODEL_UNREADABLE, f"{file} cannot be read ({error}); download the model again"
+            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return cls(tokenizer, tokenizer.num_special_tokens_to_add(False), _max_tokens(first))
@@ -145,14 +150,14 @@ class Embedder:
             loaded = SentenceTransformer(str(path), device=device, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
-                "ModelUnreadable",
+                FailureReason.MODEL_UNREADABLE,
                 f"{path} cannot be loaded as an embedding model ({error}); give the folder of a sentence-transformers model",
             ) from error
         # the limit that chunks were cut for holds here too, whatever this version of the library makes of the config files
         loaded.max_seq_length = min(tokens.maximum, loaded.max_seq_length or tokens.maximum)
         if loaded.max_seq_length < tokens.maximum:
             raise UserError(
-                "ModelUnreadable",
+                FailureReason.MODEL_UNREADABLE,
                 f"{path}: its files say {tokens.maximum} tokens, but the model reads only {loaded.max_seq_length}; "
                 "correct max_seq_length in sentence_bert_config.json",
             )
@@ -215,7 +220,7 @@ def _max_tokens(folder: Path) -> int:
     known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < 1_000_000]
     if not known:
         raise UserError(
-            "ModelUnreadable",
+            FailureReason.MODEL_UNREADABLE,
             f"{folder} does not say how many tokens the model reads; write max_seq_length into sentence_bert_config.json",
         )
     return min(known)

@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from llmops_api.programs import Env, ExitCode, Failure, Said
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.meta import Model, Progress
 from llmops_services.shortages import disk_full
 
@@ -30,7 +31,7 @@ ROOM_FOR_ANYTHING = 1 << 20
 class UserError(Exception):
     """The user's mistake: never retried. The message says what is wrong, where, and what to write instead."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: FailureReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -38,7 +39,7 @@ class UserError(Exception):
 class TryAgain(Exception):
     """Something outside did not answer; the same again later may work."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: FailureReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -46,7 +47,7 @@ class TryAgain(Exception):
 def mlflow_away(cause: str, meanwhile: str) -> TryAgain:
     """What to say when MLflow does not answer; `meanwhile` says what becomes of the work."""
     return TryAgain(
-        "MLflowUnreachable",
+        FailureReason.MLFLOW_UNREACHABLE,
         f"MLflow at {os.environ.get(Env.MLFLOW_TRACKING_URI)} does not answer ({cause}): see whether it runs and what its log says, "
         f"or correct {Env.MLFLOW_TRACKING_URI}; {meanwhile}",
     )
@@ -58,13 +59,13 @@ def load_config(model: type[C], path: str | os.PathLike[str]) -> C:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
-            "ConfigMissing", f"{path}: cannot be read ({error.strerror}); give the path of a JSON file"
+            FailureReason.CONFIG_MISSING, f"{path}: cannot be read ({error.strerror}); give the path of a JSON file"
         ) from error
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise UserError("ConfigInvalid", f"{path}: {faults}") from error
+        raise UserError(FailureReason.CONFIG_INVALID, f"{path}: {faults}") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Model) -> None:
@@ -124,14 +125,18 @@ def run_program(main: Callable[[str], BaseModel | None]) -> None:
     except MemoryError as error:
         _fail(
             ExitCode.OUT_OF_MEMORY,
-            "OutOfMemory",
+            FailureReason.OUT_OF_MEMORY,
             str(error) or "not enough memory: lower batchSize or the lengths, or give more memory",
         )
     except Exception as error:
         if not disk_full(error):
             raise
         where = getattr(error, "filename", None) or _full_folder()
-        _fail(ExitCode.TRY_AGAIN, "DiskFull", f"{where}: no space left on the disk; free some, it goes on by itself")
+        _fail(
+            ExitCode.TRY_AGAIN,
+            FailureReason.DISK_FULL,
+            f"{where}: no space left on the disk; free some, it goes on by itself",
+        )
     else:
         if isinstance(result, Model):
             _leave(result)
@@ -150,7 +155,7 @@ def _leave(result: Model) -> None:
         say(Said.RESULT, result)
 
 
-def _fail(code: ExitCode, reason: str, message: str) -> None:
+def _fail(code: ExitCode, reason: FailureReason, message: str) -> None:
     log.error("%s: %s", reason, message)
     try:
         _leave(Failure(reason=reason, message=message[:3000]))

@@ -25,6 +25,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from llmops_api.names import index_alias
 from llmops_api.programs import Env
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import Chunking, RetrievalScores
 from llmops_api.v1alpha1.meta import Model
 from llmops_services.program import TryAgain, UserError
@@ -90,7 +91,7 @@ def address() -> tuple[str, str | None]:
     url = os.environ.get(Env.QDRANT_URL, "").rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise UserError(
-            "VectorStoreUnknown",
+            FailureReason.VECTOR_STORE_UNKNOWN,
             f"{Env.QDRANT_URL} is {url!r}: set it to the vector store's address, for example http://localhost:6333",
         )
     return url, os.environ.get(Env.QDRANT_API_KEY) or None
@@ -136,7 +137,7 @@ def patiently(call: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
         except (ResponseHandlingException, UnexpectedResponse, ResourceExhaustedResponse) as error:
             if isinstance(error, UnexpectedResponse) and error.status_code in (401, 403):
                 raise UserError(
-                    "VectorStoreForbidden",
+                    FailureReason.VECTOR_STORE_FORBIDDEN,
                     f"the vector store at {address()[0]} refuses the key; correct {Env.QDRANT_API_KEY}",
                 ) from error
             if not unreachable(error):
@@ -145,7 +146,7 @@ def patiently(call: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
             give_up = give_up or now + seconds
             if now + pause > give_up:
                 raise TryAgain(
-                    "VectorStoreUnreachable",
+                    FailureReason.VECTOR_STORE_UNREACHABLE,
                     f"the vector store at {address()[0]} has not answered as it should for {seconds:g} s ({_cause(error)}): see "
                     f"whether it runs and has room, or correct {Env.QDRANT_URL}; what is already indexed is kept",
                 ) from error

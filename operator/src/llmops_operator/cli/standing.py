@@ -8,21 +8,36 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from llmops_api.reasons import Reason
 from llmops_operator.cli.kinds import BY_KIND
 from llmops_operator.cli.tables import dig
 
 NOT_BY_ITSELF = frozenset(
     (
-        *("TrainingJobNotFound", "TrainingJobDeleted", "TrainingJobFailed", "GateNotPassed"),
-        *("IndexNotFound", "IndexDeleted"),
+        *(
+            Reason.TRAINING_JOB_NOT_FOUND,
+            Reason.TRAINING_JOB_DELETED,
+            Reason.TRAINING_JOB_FAILED,
+            Reason.GATE_NOT_PASSED,
+        ),
+        *(Reason.INDEX_NOT_FOUND, Reason.INDEX_DELETED),
     )
 )
 """Reasons of references that stay as they are until somebody changes a manifest."""
 
 PASSING = frozenset(
     (
-        *("", "Pending", "Starting", "NotReady", "TakingOver", "WaitsForModel", "WaitsForReferences", "Resolving"),
-        *("TrainingJobNotFinished", "IndexNotServing"),
+        *(
+            "",
+            Reason.PENDING,
+            Reason.STARTING,
+            Reason.NOT_READY,
+            Reason.TAKING_OVER,
+            Reason.WAITS_FOR_MODEL,
+            Reason.WAITS_FOR_REFERENCES,
+            Reason.RESOLVING,
+        ),
+        *(Reason.TRAINING_JOB_NOT_FINISHED, Reason.INDEX_NOT_SERVING),
     )
 )
 """Reasons of a service that is on its way."""
@@ -98,7 +113,11 @@ def _of_index(
     if done.get("status") == "True":
         return Standing(State.DONE, _held(item["status"]))
     gate = conditions.get("GatePassed", {})
-    if last.get("exitCode") == 64 or last.get("reason") == "DeadlineExceeded" or gate.get("reason") == "GateNotPassed":
+    if (
+        last.get("exitCode") == 64
+        or last.get("reason") == Reason.DEADLINE_EXCEEDED
+        or gate.get("reason") == Reason.GATE_NOT_PASSED
+    ):
         return Standing(State.FAILED, done.get("message", ""))
     return UNDERWAY
 

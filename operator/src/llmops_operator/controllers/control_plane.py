@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1 import KINDS, EmbeddingIndex, RagService, TrainingJob
 from llmops_api.v1alpha1.embedding_index import EmbeddingIndexCondition
 from llmops_api.v1alpha1.rag_service import RagServiceCondition
@@ -238,7 +239,7 @@ class ControlPlane:
         # An API server takes no status of an object that breaks the schema badly enough: then the event alone tells.
         with suppress(Refused):
             await self._store.write_status(key, status, resource_version=version)
-        await self._store.record_event(key, type_="Warning", reason="Invalid", message=invalid.message)
+        await self._store.record_event(key, type_="Warning", reason=Reason.INVALID, message=invalid.message)
 
     async def _remove_orphans(self, key: Key, uid: str | None) -> None:
         """Remove what runs for objects of this name that are gone."""

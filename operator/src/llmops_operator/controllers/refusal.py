@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from llmops_api.reasons import Reason
 from llmops_operator.domain.timing import timestamp
 
 
@@ -21,7 +22,7 @@ def refused_status(manifest: Mapping[str, Any], false: tuple[str, ...], message:
         after = {
             "type": type_,
             "status": "False",
-            "reason": "Invalid",
+            "reason": Reason.INVALID,
             "message": message,
             "lastTransitionTime": timestamp(now) if moved or before is None else before.get("lastTransitionTime", ""),
             "observedGeneration": generation,

@@ -8,16 +8,17 @@ from datetime import datetime
 from typing import Any
 
 from llmops_api.programs import ExitCode
+from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1.meta import Attempt
 from llmops_operator.domain.timing import parse_timestamp, timestamp
 from llmops_operator.domain.workload import State, WorkloadStatus
 
-COMPLETED = "Completed"
-SUSPENDED = "Suspended"
-SPEC_CHANGED = "SpecChanged"
-DEADLINE_EXCEEDED = "DeadlineExceeded"
-OUT_OF_MEMORY = "OutOfMemory"
-NO_RESULT = "NoResult"
+COMPLETED = Reason.COMPLETED
+SUSPENDED = Reason.SUSPENDED
+SPEC_CHANGED = Reason.SPEC_CHANGED
+DEADLINE_EXCEEDED = Reason.DEADLINE_EXCEEDED
+OUT_OF_MEMORY = FailureReason.OUT_OF_MEMORY
+NO_RESULT = Reason.NO_RESULT
 
 STOPPED_BY_US = (SUSPENDED, SPEC_CHANGED)
 KILLED = (ExitCode.OUT_OF_MEMORY, -9)

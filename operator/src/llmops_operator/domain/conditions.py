@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.meta import Condition, ConditionStatus
 
 MAX_MESSAGE = 32768
@@ -23,27 +24,37 @@ class Aspect:
     """The generation that this was seen at, when that is not the object's present one."""
 
 
-def holds(reason: str, message: str = "") -> Aspect:
+def holds(reason: Reason, message: str = "") -> Aspect:
     """The condition is True."""
     return Aspect(ConditionStatus.TRUE, reason, message)
 
 
-def waits(reason: str, message: str = "") -> Aspect:
+def waits(reason: Reason, message: str = "") -> Aspect:
     """The condition is False for now and becomes True by itself."""
     return Aspect(ConditionStatus.FALSE, reason, message)
 
 
-def fails(reason: str, message: str) -> Aspect:
+def fails(reason: Reason, message: str) -> Aspect:
     """The condition is False and a person should know."""
+    return reported(reason, message)
+
+
+def reported(reason: str, message: str) -> Aspect:
+    """The same, with the reason of a program or a backend."""
     return Aspect(ConditionStatus.FALSE, reason, message, trouble=True)
 
 
-def unknown(reason: str, message: str = "") -> Aspect:
+def unknown(reason: Reason, message: str = "") -> Aspect:
     """Nobody can say yet."""
     return Aspect(ConditionStatus.UNKNOWN, reason, message)
 
 
-NOT_LOOKED_AT = unknown("Pending", "not looked at yet")
+def open_yet(aspect: Aspect) -> Aspect:
+    """The same about what nobody can say before that."""
+    return Aspect(ConditionStatus.UNKNOWN, aspect.reason, aspect.message)
+
+
+NOT_LOOKED_AT = unknown(Reason.PENDING, "not looked at yet")
 
 
 def find(conditions: Iterable[Condition], type_: str) -> Condition | None:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from llmops_api.names import index_alias
 from llmops_api.programs import IndexingAction, IndexingConfig, IndexingResult
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.embedding_index import (
     DeletionPolicy,
     EmbeddingIndex,
@@ -18,7 +19,18 @@ from llmops_api.v1alpha1.embedding_index import (
 from llmops_api.v1alpha1.meta import Attempt, Condition, ConditionStatus
 from llmops_operator.domain import attempts as tries_of
 from llmops_operator.domain.attempts import Tries
-from llmops_operator.domain.conditions import Aspect, carried, fails, find, holds, is_true, summarised, updated, waits
+from llmops_operator.domain.conditions import (
+    Aspect,
+    carried,
+    fails,
+    find,
+    holds,
+    is_true,
+    reported,
+    summarised,
+    updated,
+    waits,
+)
 from llmops_operator.domain.decision import Decision, Event, normal, object_id, owner_of, transitions, warning, without
 from llmops_operator.domain.files import CACHE, STATE, config_file, program
 from llmops_operator.domain.fingerprint import workload_name
@@ -32,7 +44,7 @@ FINALIZER = "llmops.dev/collections"
 SYNC_REQUESTED = "llmops.dev/sync-requested-at"
 """An annotation with a time: a sync that began before it is not good enough."""
 MAX_ATTEMPTS = 16
-NO_GATE = "NoGate"
+NO_GATE = Reason.NO_GATE
 """The reason of GatePassed when nothing is asked of a version."""
 WHAT_TO_LOWER = "lower embedding.batchSize, or raise compute.resources.memory"
 On = EmbeddingIndexCondition
@@ -80,9 +92,9 @@ def decide(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
     if cause:
         last = tries.attempts[-1].number if tries.attempts else 0
         tries = tries_of.begun(tries.attempts, last + 1, i.now)
-        events = (*events, normal("SyncStarted", f"sync {last + 1}: {cause}"))
+        events = (*events, normal(Reason.SYNC_STARTED, f"sync {last + 1}: {cause}"))
         if cause not in (RETRY, REFRESH):
-            aspects[On.SYNCED] = waits("Syncing", f"sync {last + 1} runs")
+            aspects[On.SYNCED] = waits(Reason.SYNCING, f"sync {last + 1} runs")
     status = status.model_copy(
         update={
             "attempts": tries.attempts[-MAX_ATTEMPTS:],
@@ -181,8 +193,8 @@ def _synced_generation(conditions: tuple[Condition, ...]) -> int:
 
 def _failed(attempt: Attempt) -> Aspect:
     if tries_of.final(attempt):
-        return fails(attempt.reason, attempt.message)
-    return fails(attempt.reason, f"{attempt.message} (it is tried again)")
+        return reported(attempt.reason, attempt.message)
+    return reported(attempt.reason, f"{attempt.message} (it is tried again)")
 
 
 def _taken(i: IndexInput, result: IndexingResult) -> tuple[EmbeddingIndexStatus, dict[str, Aspect]]:
@@ -211,13 +223,13 @@ def _taken(i: IndexInput, result: IndexingResult) -> tuple[EmbeddingIndexStatus,
         f"; {result.rejected_count} documents were rejected, see status.rejected" if result.rejected_count else ""
     )
     did = f"{counts.added} added, {counts.updated} updated, {counts.deleted} deleted, {counts.unchanged} unchanged"
-    aspects: dict[str, Aspect] = {On.SYNCED: holds("Synced", f"{held}{did}{rejected}")}
+    aspects: dict[str, Aspect] = {On.SYNCED: holds(Reason.SYNCED, f"{held}{did}{rejected}")}
     if result.gate_passed is None:
         aspects[On.GATE_PASSED] = holds(NO_GATE, "evaluation.gate is not set: each version passes")
     elif result.gate_passed:
-        aspects[On.GATE_PASSED] = holds("GatePassed", result.gate_message)
+        aspects[On.GATE_PASSED] = holds(Reason.GATE_PASSED, result.gate_message)
     else:
-        aspects[On.GATE_PASSED] = fails("GateNotPassed", result.gate_message)
+        aspects[On.GATE_PASSED] = fails(Reason.GATE_NOT_PASSED, result.gate_message)
     if _newest_key(status) not in (None, _newest_key(old)):
         aspects[On.LINEAGE_RECORDED] = RECORDING
     return status, aspects
@@ -245,18 +257,18 @@ def _decision(
     index, spec = i.index, i.index.spec
     generation, now = index.metadata.generation, timestamp(i.now)
     asked = _requested_at(index)
-    aspects[On.ACCEPTED] = holds("Accepted", asked if isinstance(asked, str) else "the spec is valid")
+    aspects[On.ACCEPTED] = holds(Reason.ACCEPTED, asked if isinstance(asked, str) else "the spec is valid")
     aspects[On.SUSPENDED] = (
-        holds("Suspended", "spec.suspend is set: nothing is synced until it is false")
+        holds(Reason.SUSPENDED, "spec.suspend is set: nothing is synced until it is false")
         if spec.suspend
-        else waits("Active")
+        else waits(Reason.ACTIVE)
     )
     aspects[On.SYNCED] = _synced(i, tries, aspects.get(On.SYNCED), started=started)
     gate = aspects.get(On.GATE_PASSED) or carried(status.conditions, On.GATE_PASSED)
     aspects[On.SERVING] = _serving(status, gate)
     status, record = _recorded(i, status, aspects, gate)
     parts = (aspects[On.ACCEPTED], aspects[On.SYNCED], gate, aspects[On.SERVING])
-    aspects[On.READY] = summarised(parts, holds("Ready", aspects[On.SERVING].message))
+    aspects[On.READY] = summarised(parts, holds(Reason.READY, aspects[On.SERVING].message))
     told = transitions(i.index.status.conditions, aspects)
     conditions = updated(status.conditions, aspects, On, generation=generation, now=now)
     phase = _phase(spec, tries, aspects[On.READY])
@@ -287,27 +299,27 @@ def _synced(i: IndexInput, tries: Tries, fresh: Aspect | None, *, started: bool)
     about = i.index.metadata.generation if started else _synced_generation(i.index.status.conditions)
     aspect = fresh or carried(i.index.status.conditions, On.SYNCED)
     if not tries.attempts:
-        aspect = waits("Suspended", "never synced: set spec.suspend to false")
+        aspect = waits(Reason.SUSPENDED, "never synced: set spec.suspend to false")
     elif fresh is None and tries.open:
         before = tries.attempts[-2] if len(tries.attempts) > 1 else None
         retried = before is not None and tries_of.failed(before) and before.reason == aspect.reason
         if tries.seen and tries.seen.reason:
-            aspect = fails(tries.seen.reason, tries.seen.message)
+            aspect = reported(tries.seen.reason, tries.seen.message)
         elif aspect.status is not ConditionStatus.TRUE and not retried:
-            aspect = waits("Syncing", f"sync {tries.open.number} runs")
+            aspect = waits(Reason.SYNCING, f"sync {tries.open.number} runs")
     elif (
         fresh is None and tries.attempts[-1].reason == tries_of.SUSPENDED and aspect.status is not ConditionStatus.TRUE
     ):
-        aspect = waits("Suspended", "the sync was stopped: set spec.suspend to false")
+        aspect = waits(Reason.SUSPENDED, "the sync was stopped: set spec.suspend to false")
     return replace(aspect, observed_generation=about)
 
 
 def _serving(status: EmbeddingIndexStatus, gate: Aspect) -> Aspect:
     if status.version is None:
-        return waits("NothingServed", "no version is served yet")
+        return waits(Reason.NOTHING_SERVED, "no version is served yet")
     if gate.status is ConditionStatus.FALSE:
-        return holds("Serving", f"{status.version.collection}; a newer version did not pass its gate")
-    return holds("Serving", status.version.collection)
+        return holds(Reason.SERVING, f"{status.version.collection}; a newer version did not pass its gate")
+    return holds(Reason.SERVING, status.version.collection)
 
 
 def _recorded(
@@ -373,7 +385,7 @@ def _deleted(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
             remove=observed,
             discard_volumes=True,
             finalizer=False,
-            events=(warning("CollectionsLeftBehind", left),),
+            events=(warning(Reason.COLLECTIONS_LEFT_BEHIND, left),),
         )
     status = status.model_copy(update={"phase": "Deleting", "progress": None})
     others = tuple(other for other in observed if other != name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.embedding_index import IndexVersion, SourceDigest
 from llmops_operator.domain.conditions import Aspect, fails, holds, unknown
 from llmops_operator.domain.workload import Owner
@@ -114,21 +115,21 @@ class RecordState:
         return self.by_key.get(key)
 
 
-RECORDING = unknown("Recording", "waits to be written to MLflow")
+RECORDING = unknown(Reason.RECORDING, "waits to be written to MLflow")
 
 
 def lineage_aspect(records: RecordState, key: str) -> Aspect:
     """What the condition LineageRecorded says about a record that is not yet known to be written."""
     if not records.enabled:
-        return unknown("Disabled", "there is no MLflow: start one and name it by MLFLOW_TRACKING_URI")
+        return unknown(Reason.DISABLED, "there is no MLflow: start one and name it by MLFLOW_TRACKING_URI")
     match records.of(key):
         case Recorded(run_id=run_id):
-            return holds("Recorded", f"run {run_id} in MLflow" if run_id else "there is no run to end")
+            return holds(Reason.RECORDED, f"run {run_id} in MLflow" if run_id else "there is no run to end")
         case Unrecorded(error=error, since=since):
             message = (
                 f"MLflow has not taken it since {since}: {error}; see whether it runs, it is tried again until it does"
             )
-            return fails("MLflowUnavailable", message)
+            return fails(Reason.MLFLOW_UNAVAILABLE, message)
         case None:
             return RECORDING
 

@@ -19,6 +19,7 @@ from llmops_api.programs import (
     GatewayIndex,
     GatewayReport,
 )
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.meta import ModelSource
 from llmops_api.v1alpha1.rag_service import (
     IndexInUse,
@@ -27,7 +28,7 @@ from llmops_api.v1alpha1.rag_service import (
     RagServiceSpec,
     RagServiceStatus,
 )
-from llmops_operator.domain.conditions import Aspect, fails, holds, is_true, summarised, updated, waits
+from llmops_operator.domain.conditions import Aspect, holds, is_true, reported, summarised, updated, waits
 from llmops_operator.domain.decision import Decision, object_id, owner_of, transitions, without
 from llmops_operator.domain.files import CACHE, config_file, program
 from llmops_operator.domain.fingerprint import fingerprint, workload_name
@@ -105,8 +106,8 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
     wanted = {workload.name for workload in workloads}
 
     aspects |= {
-        On.ACCEPTED: holds("Accepted", "the spec is valid"),
-        On.SUSPENDED: waits("Active"),
+        On.ACCEPTED: holds(Reason.ACCEPTED, "the spec is valid"),
+        On.SUSPENDED: waits(Reason.ACTIVE),
         On.MODEL_RESOLVED: model.aspect,
         On.INDEXES_RESOLVED: indexes.aspect,
         On.ENGINE_READY: _engine_ready(spec, model, engine_seen),
@@ -115,7 +116,7 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
         ),
     }
     parts = [aspects[part] for part in (On.MODEL_RESOLVED, On.INDEXES_RESOLVED, On.ENGINE_READY, On.GATEWAY_READY)]
-    aspects[On.READY] = summarised(parts, holds("Ready", f"answers at {status.url}"))
+    aspects[On.READY] = summarised(parts, holds(Reason.READY, f"answers at {status.url}"))
     serving = gateway_seen if model.base is None else engine_seen
     status = status.model_copy(
         update={
@@ -298,35 +299,35 @@ def _in_use(
 
 def _engine_ready(spec: RagServiceSpec, model: ResolvedModel, seen: WorkloadStatus | None) -> Aspect:
     if spec.model.endpoint is not None:
-        return holds("External", "the engines of model.endpoint run elsewhere")
+        return holds(Reason.EXTERNAL, "the engines of model.endpoint run elsewhere")
     if model.base is None:
-        return waits("WaitsForModel", "starts when the base model is known")
+        return waits(Reason.WAITS_FOR_MODEL, "starts when the base model is known")
     if seen is None:
-        return waits("Starting", "the engine is being started")
+        return waits(Reason.STARTING, "the engine is being started")
     if seen.ready_replicas > 0:
-        return holds("EngineReady", f"{seen.ready_replicas} of {spec.replicas} replicas are ready")
+        return holds(Reason.ENGINE_READY, f"{seen.ready_replicas} of {spec.replicas} replicas are ready")
     if seen.reason:
-        return fails(seen.reason, seen.message)
-    return waits("Starting", "the engine is loading the model")
+        return reported(seen.reason, seen.message)
+    return waits(Reason.STARTING, "the engine is loading the model")
 
 
 def _gateway_ready(
     wanted: bool, model: ResolvedModel, revision: str | None, seen: WorkloadStatus | None, report: GatewayReport | None
 ) -> Aspect:
     if not wanted:
-        return waits("WaitsForReferences", "starts when model and indexes are known")
+        return waits(Reason.WAITS_FOR_REFERENCES, "starts when model and indexes are known")
     if seen is None:
-        return waits("Starting", "the gateway is being started")
+        return waits(Reason.STARTING, "the gateway is being started")
     if report is None or not report.ready or seen.ready_replicas == 0:
         if seen.reason:
-            return fails(seen.reason, seen.message)
-        return waits("NotReady", (report.message if report else "") or "the gateway does not answer yet")
+            return reported(seen.reason, seen.message)
+        return waits(Reason.NOT_READY, (report.message if report else "") or "the gateway does not answer yet")
     if report.revision != revision or (model.wanted and report.model != model.wanted.name):
         return waits(
-            "TakingOver",
+            Reason.TAKING_OVER,
             f"revision {report.revision} with {report.model} answers while revision {revision} is taken over",
         )
-    return holds("GatewayReady", f"revision {revision} answers")
+    return holds(Reason.GATEWAY_READY, f"revision {revision} answers")
 
 
 def _phase(aspects: Mapping[str, Aspect], report: GatewayReport | None) -> str:
@@ -345,10 +346,10 @@ def _progress(*seen: WorkloadStatus | None) -> Any:
 
 
 def _suspended(i: ServiceInput, model: ResolvedModel, indexes: ResolvedIndexes) -> Decision[RagServiceStatus]:
-    on_hold = waits("Suspended", "spec.suspend is set: set it to false to answer again")
+    on_hold = waits(Reason.SUSPENDED, "spec.suspend is set: set it to false to answer again")
     aspects: dict[str, Aspect] = {
-        On.ACCEPTED: holds("Accepted", "the spec is valid"),
-        On.SUSPENDED: holds(on_hold.reason, on_hold.message),
+        On.ACCEPTED: holds(Reason.ACCEPTED, "the spec is valid"),
+        On.SUSPENDED: holds(Reason.SUSPENDED, on_hold.message),
         On.MODEL_RESOLVED: model.aspect,
         On.INDEXES_RESOLVED: indexes.aspect,
         On.ENGINE_READY: on_hold,

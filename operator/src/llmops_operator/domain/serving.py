@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmops_api.names import adapter_name
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.embedding_index import EmbeddingIndexCondition, EmbeddingIndexStatus
 from llmops_api.v1alpha1.meta import ModelSource
 from llmops_api.v1alpha1.rag_service import IndexInUse, ModelInUse, RagServiceSpec, RagServiceStatus
 from llmops_api.v1alpha1.training_job import TrainingJobCondition, TrainingJobStatus
-from llmops_operator.domain.conditions import Aspect, fails, find, holds, is_true, waits
+from llmops_operator.domain.conditions import Aspect, fails, find, holds, is_true, reported, waits
 from llmops_operator.domain.lineage import RegisteredVersion, Resolution, Unresolved
 
 
@@ -76,19 +77,19 @@ def resolve_model(
     model = spec.model
     if model.endpoint is not None:
         return ResolvedModel(
-            holds("External", f"{model.endpoint.name} runs elsewhere"), ModelInUse(name=model.endpoint.name), None
+            holds(Reason.EXTERNAL, f"{model.endpoint.name} runs elsewhere"), ModelInUse(name=model.endpoint.name), None
         )
     assert model.base is not None
     base = ModelInUse(name=base_name(model.base.uri))
     if model.adapter is None:
-        return ResolvedModel(holds("ModelResolved", f"{base.name}, no adapter"), base, model.base)
+        return ResolvedModel(holds(Reason.MODEL_RESOLVED, f"{base.name}, no adapter"), base, model.base)
     if model.adapter.training_job_ref is not None:
         found = _of_job(model.adapter.training_job_ref.name, namespace, job)
     else:
         found = _of_registry(resolution)
     if isinstance(found, ModelInUse):
         uri = model.base if found.adapter else ModelSource(uri=str(found.uri))
-        return ResolvedModel(holds("ModelResolved", found.name), found, uri, adapters=found.adapter)
+        return ResolvedModel(holds(Reason.MODEL_RESOLVED, found.name), found, uri, adapters=found.adapter)
     in_use = old.model
     if in_use is None:
         known_to_be_full = job is not None and job.full
@@ -103,13 +104,13 @@ def resolve_model(
 def _of_job(name: str, namespace: str, job: JobView | None) -> ModelInUse | Aspect:
     if job is None:
         return fails(
-            "TrainingJobNotFound",
+            Reason.TRAINING_JOB_NOT_FOUND,
             f'there is no TrainingJob "{name}" in namespace "{namespace}": create it, or name another one in '
             "spec.model.adapter.trainingJobRef",
         )
     if job.deleting:
         return fails(
-            "TrainingJobDeleted",
+            Reason.TRAINING_JOB_DELETED,
             f'TrainingJob "{name}" is being deleted: name another one, or its version in spec.model.adapter.model',
         )
     status = job.status
@@ -119,17 +120,17 @@ def _of_job(name: str, namespace: str, job: JobView | None) -> ModelInUse | Aspe
         return registered(status.model.name, status.model.version, adapter=status.model.adapter)
     if status.model is not None and gate is not None and gate.status == "False":
         return fails(
-            "GateNotPassed",
+            Reason.GATE_NOT_PASSED,
             f'TrainingJob "{name}" did not pass its gate ({gate.message}): train another one, or take the version all the same by '
             f"spec.model.adapter.model with version {status.model.version} of {status.model.name}",
         )
     if status.completion_time and succeeded is not None and succeeded.status == "False":
         return fails(
-            "TrainingJobFailed",
+            Reason.TRAINING_JOB_FAILED,
             f'TrainingJob "{name}" failed with {succeeded.reason}: {succeeded.message}. Create another one and name it in '
             "spec.model.adapter.trainingJobRef",
         )
-    return waits("TrainingJobNotFinished", f'waits for TrainingJob "{name}" ({status.phase.lower()})')
+    return waits(Reason.TRAINING_JOB_NOT_FINISHED, f'waits for TrainingJob "{name}" ({status.phase.lower()})')
 
 
 def _of_registry(resolution: Resolution | None) -> ModelInUse | Aspect:
@@ -137,9 +138,9 @@ def _of_registry(resolution: Resolution | None) -> ModelInUse | Aspect:
         case RegisteredVersion(name=name, version=version, adapter=adapter):
             return registered(name, version, adapter=adapter)
         case Unresolved(reason=reason, message=message):
-            return fails(reason, message)
+            return reported(reason, message)
         case None:
-            return waits("Resolving", "waits for MLflow's model registry")
+            return waits(Reason.RESOLVING, "waits for MLflow's model registry")
 
 
 def resolve_indexes(
@@ -153,7 +154,7 @@ def resolve_indexes(
         (found if isinstance(one, IndexInUse) else missing).append(one)  # type: ignore[arg-type]
     if not missing:
         return ResolvedIndexes(
-            holds("IndexesResolved", ", ".join(index.collection for index in found) or "no index"), tuple(found)
+            holds(Reason.INDEXES_RESOLVED, ", ".join(index.collection for index in found) or "no index"), tuple(found)
         )
     first = next((aspect for aspect in missing if aspect.trouble), missing[0])
     message = "; ".join(aspect.message for aspect in missing)
@@ -165,14 +166,16 @@ def resolve_indexes(
 def _of_index(name: str, namespace: str, index: IndexView | None) -> IndexInUse | Aspect:
     if index is None:
         return fails(
-            "IndexNotFound",
+            Reason.INDEX_NOT_FOUND,
             f'there is no EmbeddingIndex "{name}" in namespace "{namespace}": create it, or remove it from spec.indexes',
         )
     if index.deleting:
-        return fails("IndexDeleted", f'EmbeddingIndex "{name}" is being deleted: name another one in spec.indexes')
+        return fails(
+            Reason.INDEX_DELETED, f'EmbeddingIndex "{name}" is being deleted: name another one in spec.indexes'
+        )
     conditions = index.status.conditions
     if index.status.version is not None and is_true(conditions, EmbeddingIndexCondition.SERVING):
         return IndexInUse(name=name, collection=index.status.version.collection)
     ready = find(conditions, EmbeddingIndexCondition.READY)
     why = f" ({ready.reason}: {ready.message})" if ready and ready.status == "False" else ""
-    return waits("IndexNotServing", f'waits for EmbeddingIndex "{name}" to serve a version{why}')
+    return waits(Reason.INDEX_NOT_SERVING, f'waits for EmbeddingIndex "{name}" to serve a version{why}')

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from llmops_api.programs import TrainingConfig, TrainingResult
-from llmops_api.v1alpha1.meta import Attempt
+from llmops_api.reasons import Reason
+from llmops_api.v1alpha1.meta import Attempt, ConditionStatus
 from llmops_api.v1alpha1.training_job import TrainingJob, TrainingJobCondition, TrainingJobSpec, TrainingJobStatus
 from llmops_operator.domain import attempts as tries_of
 from llmops_operator.domain.attempts import Tries
@@ -16,7 +17,8 @@ from llmops_operator.domain.conditions import (
     fails,
     holds,
     is_true,
-    unknown,
+    open_yet,
+    reported,
     updated,
     waits,
 )
@@ -124,7 +126,7 @@ def _gave_up(i: TrainingInput, tries: Tries) -> tuple[str, str] | None:
     if len(failures) > i.job.spec.backoff_limit:
         count = f"{len(failures)} attempts" if len(failures) > 1 else "one attempt"
         why = f"gave up after {count} (backoffLimit {i.job.spec.backoff_limit}); the last ended with {failures[-1].reason}"
-        return "BackoffLimitExceeded", f"{why}: {failures[-1].message}"
+        return Reason.BACKOFF_LIMIT_EXCEEDED, f"{why}: {failures[-1].message}"
     left = _time_left(i.job.spec, tries.attempts, i.now)
     if left is not None and left <= 0:
         seconds = i.job.spec.active_deadline_seconds
@@ -136,7 +138,7 @@ def _gave_up(i: TrainingInput, tries: Tries) -> tuple[str, str] | None:
 
 
 def _ended_event(attempt: Attempt) -> Event:
-    return warning("AttemptFailed", f"attempt {attempt.number} ended with {attempt.reason}: {attempt.message}")
+    return warning(Reason.ATTEMPT_FAILED, f"attempt {attempt.number} ended with {attempt.reason}: {attempt.message}")
 
 
 def _decision(
@@ -161,27 +163,31 @@ def _logs_of(i: TrainingInput, attempts: tuple[Attempt, ...]) -> tuple[str, ...]
 
 
 def _accepted(spec: TrainingJobSpec) -> dict[str, Aspect]:
-    suspended = holds("Suspended", "spec.suspend is set: set it to false to go on") if spec.suspend else waits("Active")
-    return {On.ACCEPTED: holds("Accepted", "the spec is valid"), On.SUSPENDED: suspended}
+    suspended = (
+        holds(Reason.SUSPENDED, "spec.suspend is set: set it to false to go on")
+        if spec.suspend
+        else waits(Reason.ACTIVE)
+    )
+    return {On.ACCEPTED: holds(Reason.ACCEPTED, "the spec is valid"), On.SUSPENDED: suspended}
 
 
 def _succeeded(i: TrainingInput, tries: Tries, result: TrainingResult) -> Decision[TrainingJobStatus]:
     model, evaluation = result.model, result.evaluation
     if evaluation is None:
-        gate = holds("NoGate", "nothing is evaluated: the version passes as it is")
+        gate = holds(Reason.NO_GATE, "nothing is evaluated: the version passes as it is")
     elif evaluation.gate_passed:
-        gate = holds("GatePassed", evaluation.gate_message)
+        gate = holds(Reason.GATE_PASSED, evaluation.gate_message)
     else:
-        gate = fails("GateNotPassed", evaluation.gate_message)
+        gate = fails(Reason.GATE_NOT_PASSED, evaluation.gate_message)
     version = f"{model.name} version {model.version}"
     aspects = {
         **_accepted(i.job.spec),
-        On.SUSPENDED: waits("Finished"),
-        On.TRAINED: holds("Trained", f"{result.steps} steps"),
+        On.SUSPENDED: waits(Reason.FINISHED),
+        On.TRAINED: holds(Reason.TRAINED, f"{result.steps} steps"),
         On.GATE_PASSED: gate,
-        On.REGISTERED: holds("Registered", f"{version}{f', alias {model.alias}' if model.alias else ''}"),
-        On.LINEAGE_RECORDED: holds("Recorded", f"run {result.run_id} in MLflow"),
-        On.SUCCEEDED: holds("Succeeded", f"{version} is registered; its gate has {'' if gate.status == 'True' else 'not '}passed"),
+        On.REGISTERED: holds(Reason.REGISTERED, f"{version}{f', alias {model.alias}' if model.alias else ''}"),
+        On.LINEAGE_RECORDED: holds(Reason.RECORDED, f"run {result.run_id} in MLflow"),
+        On.SUCCEEDED: holds(Reason.SUCCEEDED, f"{version} is registered; its gate has {'' if gate.status == 'True' else 'not '}passed"),
     }  # fmt: skip
     status = i.job.status.model_copy(
         update={
@@ -204,13 +210,13 @@ def _failed(
     reason, message = why
     if tries.open:
         tries = tries_of.stopped(tries, i.now, reason, message)
-    trouble = fails(reason, message)
+    trouble = reported(reason, message)
     aspects = {
         **_accepted(i.job.spec),
-        On.SUSPENDED: waits("Finished"),
+        On.SUSPENDED: waits(Reason.FINISHED),
         On.TRAINED: trouble,
-        On.GATE_PASSED: waits("NotTrained"),
-        On.REGISTERED: waits("NotTrained"),
+        On.GATE_PASSED: waits(Reason.NOT_TRAINED),
+        On.REGISTERED: waits(Reason.NOT_TRAINED),
         On.SUCCEEDED: trouble,
     }
     update = {
@@ -241,8 +247,8 @@ def _finished(
 def _suspended(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decision[TrainingJobStatus]:
     if tries.open:
         tries = tries_of.stopped(tries, i.now, tries_of.SUSPENDED, "goes on from its last checkpoint")
-    on_hold = waits("Suspended", "spec.suspend is set: set it to false to go on")
-    aspects = {**_accepted(i.job.spec), On.TRAINED: on_hold, On.SUCCEEDED: unknown(on_hold.reason, on_hold.message)}
+    on_hold = waits(Reason.SUSPENDED, "spec.suspend is set: set it to false to go on")
+    aspects = {**_accepted(i.job.spec), On.TRAINED: on_hold, On.SUCCEEDED: open_yet(on_hold)}
     status = i.job.status.model_copy(
         update={"phase": "Suspended", "attempts": _bounded(tries.attempts), "progress": None}
     )
@@ -267,14 +273,14 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
         tries = tries_of.begun(tries.attempts, len(failures) + 1, i.now)
         events = (
             *events,
-            normal("AttemptStarted", f"attempt {len(failures) + 1} of at most {i.job.spec.backoff_limit + 1}"),
+            normal(Reason.ATTEMPT_STARTED, f"attempt {len(failures) + 1} of at most {i.job.spec.backoff_limit + 1}"),
         )
     assert tries.open is not None
     left = _time_left(i.job.spec, tries.attempts, i.now)
     before = _time_left(i.job.spec, tries.attempts[:-1], i.now)
     seen = tries.seen
     trained = _running(seen)
-    aspects = {**_accepted(i.job.spec), On.TRAINED: trained, On.SUCCEEDED: unknown(trained.reason, trained.message)}
+    aspects = {**_accepted(i.job.spec), On.TRAINED: trained, On.SUCCEEDED: open_yet(trained)}
     status = i.job.status.model_copy(
         update={
             "phase": "Training" if seen and seen.state is State.RUNNING else "Pending",
@@ -291,18 +297,18 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
 
 def _running(seen: WorkloadStatus | None) -> Aspect:
     if seen is None:
-        return waits("Starting", "the training is being started")
+        return waits(Reason.STARTING, "the training is being started")
     if seen.reason:
-        return fails(seen.reason, seen.message)
-    return waits("Training", "the training runs")
+        return reported(seen.reason, seen.message)
+    return waits(Reason.TRAINING, "the training runs")
 
 
 def _waits_to_retry(
     i: TrainingInput, tries: Tries, last: Attempt, wait: float, events: tuple[Event, ...]
 ) -> Decision[TrainingJobStatus]:
     left = f"attempt {last.number} of at most {i.job.spec.backoff_limit + 1} ended with {last.reason}: {last.message}"
-    trained = waits(last.reason, left)
-    aspects = {**_accepted(i.job.spec), On.TRAINED: trained, On.SUCCEEDED: unknown(trained.reason, trained.message)}
+    trained = Aspect(ConditionStatus.FALSE, last.reason, left)
+    aspects = {**_accepted(i.job.spec), On.TRAINED: trained, On.SUCCEEDED: open_yet(trained)}
     update = {"phase": "Retrying", "attempts": tries.attempts, "progress": None}
     status = i.job.status.model_copy(update=update)
     return _decision(i, status, aspects, events, keep=_logs_of(i, tries.attempts), requeue_after=wait)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from llmops_api.programs import AdaptersConfig, EngineConfig, Env
+from llmops_api.reasons import FailureReason
 from llmops_services.engine.adapters import AdapterSync, RankTooHigh, rank_of
 from llmops_services.engine.command import arguments, environment, gpu_present, max_lora_rank
 from llmops_services.program import TryAgain, UserError, load_config, run_program
@@ -69,7 +70,9 @@ async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, ran
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0] in done and not stop.is_set():
-            raise TryAgain("EngineDied", f"vLLM ended with exit code {process.returncode}; the lines above say why")
+            raise TryAgain(
+                FailureReason.ENGINE_DIED, f"vLLM ended with exit code {process.returncode}; the lines above say why"
+            )
         for task in done:
             task.result()
     finally:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from llmops_api.programs import AdaptersConfig, AdapterToLoad
+from llmops_api.reasons import FailureReason
 from llmops_services.engine.command import max_lora_rank
 from llmops_services.program import TryAgain, UserError, load_config
 
@@ -39,7 +40,8 @@ def rank_of(folder: Path) -> int:
         return max([int(config["r"]), *map(int, config.get("rank_pattern", {}).values())])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            "NotAnAdapter", f"{folder}: no adapter_config.json with a rank ({error}); register a LoRA adapter"
+            FailureReason.NOT_AN_ADAPTER,
+            f"{folder}: no adapter_config.json with a rank ({error}); register a LoRA adapter",
         ) from error
 
 

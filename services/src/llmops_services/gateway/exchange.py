@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import httptools
 
+from llmops_api.reasons import FailureReason
 from llmops_services.gateway.limits import LIMITS, Limits
 from llmops_services.program import UserError
 
@@ -240,7 +241,9 @@ class ConnectionPool:
         self.url, self.limits = url.rstrip("/"), limits
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("ConfigInvalid", f"engines: {url!r} is no address; write one like http://host:8000")
+            raise UserError(
+                FailureReason.CONFIG_INVALID, f"engines: {url!r} is no address; write one like http://host:8000"
+            )
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from qdrant_client import AsyncQdrantClient
 
 from llmops_api.programs import GatewayConfig, GatewayReport
+from llmops_api.reasons import FailureReason
 from llmops_services.gateway.engines import Engine, Engines
 from llmops_services.gateway.errors import unavailable
 from llmops_services.gateway.limits import LIMITS, Limits
@@ -144,7 +145,9 @@ class Live:
             try:
                 config = load_config(GatewayConfig, self._path)
                 if config.object.name != self._name():
-                    raise UserError("ConfigInvalid", f"{self._path}: object.name may not change; start another gateway")
+                    raise UserError(
+                        FailureReason.CONFIG_INVALID, f"{self._path}: object.name may not change; start another gateway"
+                    )
                 self._take(config)
             except (UserError, ValueError) as error:
                 self._fault = f"the new configuration is not used: {error}"

@@ -17,6 +17,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from llmops_api.programs import Env, GatewayIndex
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.rag_service import RetrievalMode
 from llmops_services.embedding import Embedder
 from llmops_services.gateway.encoder import Encoder
@@ -108,7 +109,7 @@ def _load(metadata: IndexMetadata) -> Embedder:
     embedder = Embedder.load(wanted.model, query_prefix=wanted.query_prefix)
     if embedder.digest != wanted.digest:
         raise UserError(
-            "EmbeddingModelChanged",
+            FailureReason.EMBEDDING_MODEL_CHANGED,
             f"{wanted.model} is no longer the model that made index {metadata.index}: sync the index again",
         )
     import torch

@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 
 from llmops_api.programs import Env
+from llmops_api.reasons import FailureReason
 from llmops_services.gateway.app import create_app
 from llmops_services.gateway.limits import LIMITS
 from llmops_services.gateway.live import Live
@@ -72,13 +73,13 @@ class Server(uvicorn.Server):
 def _listen(host: str) -> socket.socket:
     text = os.environ.get(Env.PORT, "8000")
     if not text.isdigit() or int(text) > 65535:
-        raise UserError("EnvironmentInvalid", f"{Env.PORT} is {text!r}: write a port number")
+        raise UserError(FailureReason.ENVIRONMENT_INVALID, f"{Env.PORT} is {text!r}: write a port number")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, int(text)), family=family, backlog=BACKLOG)
     except OSError as error:
         raise TryAgain(
-            "PortInUse",
+            FailureReason.PORT_IN_USE,
             f"cannot listen on {host}:{text} ({os.strerror(error.errno or 0)}): stop what listens there, or set {Env.HOST} and {Env.PORT}",
         ) from error
 

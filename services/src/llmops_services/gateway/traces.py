@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmops_api.lineage import Tag
 from llmops_api.programs import Env
+from llmops_api.reasons import FailureReason
 from llmops_services.gateway.lookup import Source
 from llmops_services.program import UserError
 
@@ -85,7 +86,7 @@ def sampling_ratio() -> float:
     except ValueError:
         ratio = -1.0
     if not 0 <= ratio <= 1:
-        raise UserError("EnvironmentInvalid", f"{SAMPLING_RATIO} is {text!r}: write a number from 0 to 1")
+        raise UserError(FailureReason.ENVIRONMENT_INVALID, f"{SAMPLING_RATIO} is {text!r}: write a number from 0 to 1")
     return ratio
 
 

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import Chunking, ChunkingStrategy
 from llmops_services.embedding import Tokens
 from llmops_services.indexing.documents import Document, Kind
@@ -80,14 +81,14 @@ class Chunker:
         self._room = chunking.max_tokens - tokens.special - tokens.count([document_prefix])[0]
         if chunking.max_tokens > tokens.maximum:
             raise UserError(
-                "ChunksTooLong",
+                FailureReason.CHUNKS_TOO_LONG,
                 f"chunking.maxTokens is {chunking.max_tokens}, but {model} reads only {tokens.maximum} tokens of a text (its "
                 f"{tokens.special} special tokens included): what is beyond them would never be found. Write maxTokens: "
                 f"{tokens.maximum} or less, or take a model that reads more",
             )
         if self._room < LEAST_TEXT_TOKENS:
             raise UserError(
-                "ChunksTooShort",
+                FailureReason.CHUNKS_TOO_SHORT,
                 f"chunking.maxTokens is {chunking.max_tokens}, of which the special tokens and embedding.documentPrefix take "
                 f"{chunking.max_tokens - self._room}: raise maxTokens (up to {tokens.maximum}), or shorten documentPrefix",
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmops_api.reasons import FailureReason
 from llmops_services.allocation import keep_freed_memory
 from llmops_services.embedding import Embedder, Vectors
 from llmops_services.indexing.sync import Window
@@ -79,7 +80,7 @@ def embed_on_ray(
             yield ray.get(reference), rows[:size]
             rows = rows[size:]
     except RayError as error:
-        raise TryAgain("RayFailed", f"Ray lost the embedding: {error}") from error
+        raise TryAgain(FailureReason.RAY_FAILED, f"Ray lost the embedding: {error}") from error
 
 
 def _start_ray(workers: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import IndexGate, RetrievalScores
 from llmops_api.v1alpha1.meta import decimal
 from llmops_api.v1alpha1.rag_service import RetrievalMode
@@ -53,7 +54,8 @@ def load_questions(uri: str) -> Questions:
         lines = raw.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            "QuestionsUnreadable", f"evaluation.questions: {path}: {error}; give a UTF-8 file of JSON lines"
+            FailureReason.QUESTIONS_UNREADABLE,
+            f"evaluation.questions: {path}: {error}; give a UTF-8 file of JSON lines",
         ) from error
     questions = [
         question
@@ -62,7 +64,7 @@ def load_questions(uri: str) -> Questions:
     ]
     if not questions:
         raise UserError(
-            "QuestionsMissing",
+            FailureReason.QUESTIONS_MISSING,
             f"evaluation.questions: {path} holds no answerable question; write some, or remove evaluation",
         )
     return Questions(uri, tuple(questions), hashlib.sha256(raw).hexdigest())
@@ -74,9 +76,9 @@ def _question(path: Path, number: int, line: str) -> Question | None:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise UserError("QuestionsInvalid", f"{where} is not JSON ({error}); write {form}") from error
+        raise UserError(FailureReason.QUESTIONS_INVALID, f"{where} is not JSON ({error}); write {form}") from error
     if not isinstance(record, dict) or not isinstance(record.get("question"), str) or not record["question"].strip():
-        raise UserError("QuestionsInvalid", f"{where} has no question; write {form}")
+        raise UserError(FailureReason.QUESTIONS_INVALID, f"{where} has no question; write {form}")
     if record.get("answerable") is False:
         return None
     entries = record.get("documents")
@@ -84,7 +86,8 @@ def _question(path: Path, number: int, line: str) -> Question | None:
     named = [path for path in paths if isinstance(path, str) and path]
     if not named or len(named) < len(paths):
         raise UserError(
-            "QuestionsInvalid", f'{where} does not say which documents answer it; write {form}, or "answerable": false'
+            FailureReason.QUESTIONS_INVALID,
+            f'{where} does not say which documents answer it; write {form}, or "answerable": false',
         )
     return Question(record["question"], tuple(named))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from qdrant_client import QdrantClient
 
 from llmops_api.programs import IndexingAction, IndexingConfig, IndexingResult
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores
 from llmops_api.v1alpha1.meta import Progress
 from llmops_services.allocation import keep_freed_memory
@@ -146,11 +147,11 @@ class Indexing:
             lambda window: self._pace.wrote(window.read_bytes, len(window.parts)),
         )
         if not sync.documents:
-            raise UserError("NoDocuments", self._no_documents())
+            raise UserError(FailureReason.NO_DOCUMENTS, self._no_documents())
         sync.delete_gone()
         if (held := self._collection.count()) != sync.chunks:
             raise TryAgain(
-                "CollectionChanged",
+                FailureReason.COLLECTION_CHANGED,
                 f"{self._collection.name} holds {held} chunks after the sync, {sync.chunks} were expected: something else writes "
                 "to it; the next sync puts it right",
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmops_api.programs import ExitCode, TrainingConfig
+from llmops_api.reasons import FailureReason
 from llmops_services.allocation import KEPT_BYTES
 from llmops_services.program import TryAgain, UserError
 from llmops_services.shortages import oom_kills
@@ -81,7 +82,9 @@ def fit(config: TrainingConfig, state: State, started: Callable[[], None]) -> No
             if out_of_memory or oom_kills() > killed_before:
                 raise MemoryError(OUT_OF_MEMORY) from error
             if any(_find(cause, ray.exceptions.RayActorError) for cause in causes):
-                raise TryAgain("WorkerLost", f"a training worker died: {str(causes[0]).splitlines()[0]}") from error
+                raise TryAgain(
+                    FailureReason.WORKER_LOST, f"a training worker died: {str(causes[0]).splitlines()[0]}"
+                ) from error
             raise
         if ended.code is ExitCode.USER_ERROR:
             raise UserError(ended.reason, ended.message) from error
@@ -136,7 +139,7 @@ def _start_ray(workers: int, scratch: Path) -> None:
             ray.shutdown()
             log.warning("Ray did not start: %s", error)
             if attempt == 2:
-                raise TryAgain("RayNotStarted", f"Ray did not start: {error}") from error
+                raise TryAgain(FailureReason.RAY_NOT_STARTED, f"Ray did not start: {error}") from error
         else:
             return
 

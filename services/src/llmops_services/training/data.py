@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.training_job import DataFormat
 from llmops_services.program import UserError
 
@@ -43,13 +44,15 @@ def read_examples(path: Path, shape: DataFormat, system_prompt: str | None = Non
         for number, record in _records(path)
     ]
     if not examples:
-        raise UserError("DataEmpty", f"{path} has no example: write one JSON object a line, {_shape(shape)}")
+        raise UserError(
+            FailureReason.DATA_EMPTY, f"{path} has no example: write one JSON object a line, {_shape(shape)}"
+        )
     return examples
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
     if path.is_dir():
-        raise UserError("DataInvalid", f"{path} is a folder: name one .jsonl file in it")
+        raise UserError(FailureReason.DATA_INVALID, f"{path} is a folder: name one .jsonl file in it")
     number = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -138,4 +141,4 @@ def _shape(shape: DataFormat) -> str:
 
 
 def _fault(path: Path, line: int, what: str) -> UserError:
-    return UserError("DataInvalid", f"{path}, line {line}: {what}")
+    return UserError(FailureReason.DATA_INVALID, f"{path}, line {line}: {what}")

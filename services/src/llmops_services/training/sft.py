@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.training_job import Precision, Scheduler, TrainingJobSpec
 from llmops_services.program import UserError
 from llmops_services.training.progress import TRAINING, Reporter
@@ -137,7 +138,7 @@ class _Follower(TrainerCallback):
             return
         if not math.isfinite(logs["loss"]):
             raise UserError(
-                "Diverged",
+                FailureReason.DIVERGED,
                 f"the loss is {logs['loss']} at step {state.global_step}; lower hyperparameters.learningRate, or warm up longer",
             )
         now, tokens = time.monotonic(), logs.get("num_tokens", 0.0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmops_api.reasons import FailureReason
 from llmops_services.chat_template import ChatTemplates
 from llmops_services.program import UserError
 from llmops_services.training.data import Example
@@ -56,7 +57,7 @@ def check_tokens(path: Path, rows: Sequence[Tokens], ends: Iterable[int], max_le
     unlearned = [row for row in rows if not row.learned]
     if len(unlearned) == len(rows) and all(row.cut for row in rows):
         raise UserError(
-            "NothingToLearn",
+            FailureReason.NOTHING_TO_LEARN,
             f"{path}: in all {len(rows)} examples the answer begins after maxLength ({max_length} tokens), so that no token "
             "is left to learn; raise data.maxLength, or shorten the prompts",
         )
@@ -64,7 +65,7 @@ def check_tokens(path: Path, rows: Sequence[Tokens], ends: Iterable[int], max_le
         lines = ", ".join(str(row.line) for row in unlearned[:5]) + (", …" if len(unlearned) > 5 else "")
         why = "the answer begins after maxLength" if unlearned[0].cut else "the template marks no token of the answer"
         raise UserError(
-            "NothingToLearn",
+            FailureReason.NOTHING_TO_LEARN,
             f"{path}: {len(unlearned)} of {len(rows)} examples have no token to learn (line {lines}: {why}, "
             f"{max_length} tokens); raise data.maxLength, or shorten or remove these lines",
         )
@@ -77,7 +78,7 @@ def check_tokens(path: Path, rows: Sequence[Tokens], ends: Iterable[int], max_le
             else "put the end-of-turn token inside {% generation %} in the model's chat template"
         )
         raise UserError(
-            "EndOfTurnNotTrained",
+            FailureReason.END_OF_TURN_NOT_TRAINED,
             f"{path}: no example teaches the token that ends a turn, so the model would never stop answering; {cure}",
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmops_api.programs import ExitCode, TrainingConfig
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.training_job import EvaluationStatus, Precision, ScoreTable
 from llmops_services.chat_template import ChatTemplates, chat_templates
 from llmops_services.evaluation.gate import decide_gate
@@ -38,7 +39,7 @@ class WorkerEnded(Exception):
 
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(code, reason, message)
-        self.code, self.reason, self.message = ExitCode(code), reason, message
+        self.code, self.reason, self.message = ExitCode(code), FailureReason(reason), message
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -65,10 +66,10 @@ def train_worker(settings: dict[str, Any]) -> None:
         raise WorkerEnded(ExitCode.TRY_AGAIN, error.reason, str(error)) from error
     except Exception as error:
         if memory_short(error):
-            raise WorkerEnded(ExitCode.OUT_OF_MEMORY, "OutOfMemory", OUT_OF_MEMORY) from error
+            raise WorkerEnded(ExitCode.OUT_OF_MEMORY, FailureReason.OUT_OF_MEMORY, OUT_OF_MEMORY) from error
         if disk_full(error):
             message = f"{settings['state']}: no space left on the disk; free some, it goes on by itself"
-            raise WorkerEnded(ExitCode.TRY_AGAIN, "DiskFull", message) from error
+            raise WorkerEnded(ExitCode.TRY_AGAIN, FailureReason.DISK_FULL, message) from error
         raise
 
 
@@ -127,7 +128,8 @@ class _Worker:
         path = local_path(source.uri, revision=source.revision)
         if (path / "adapter_config.json").exists():
             raise UserError(
-                "ModelUnreadable", f"{source.uri} is an adapter, not a whole model; name a full model as baseModel"
+                FailureReason.MODEL_UNREADABLE,
+                f"{source.uri} is an adapter, not a whole model; name a full model as baseModel",
             )
         # frozen weights can be bf16; weights that learn stay fp32 and are computed with in bf16, or small steps would be lost
         half = self.spec.hyperparameters.precision is Precision.BF16 and self.spec.tuning.lora is not None
@@ -136,7 +138,7 @@ class _Worker:
             model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if half else torch.float32)
         except (OSError, ValueError) as error:
             raise UserError(
-                "ModelUnreadable",
+                FailureReason.MODEL_UNREADABLE,
                 f"{source.uri}: {path} cannot be loaded as a chat model ({str(error).splitlines()[0]}); "
                 "give a folder with config.json, tokenizer and safetensors weights",
             ) from error
@@ -259,7 +261,7 @@ def _status(spec: Any, before: dict[str, list[Measured]], after: dict[str, list[
         ]
     except ValueError as error:
         raise UserError(
-            "Diverged",
+            FailureReason.DIVERGED,
             "the trained model's loss is not a number; lower hyperparameters.learningRate, or warm up longer",
         ) from error
     passed, message = decide_gate(spec.evaluation.gate, *tables)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote
 
+from llmops_api.reasons import FailureReason
 from llmops_services.program import UserError
 from llmops_services.uris.cache import cache_dir, file_digest, folder_digest
 from llmops_services.uris.git import from_git
@@ -31,9 +32,9 @@ def local_path(uri: str, *, revision: str | None = None) -> Path:
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or not rest:
-        raise UserError("UriInvalid", f"{uri!r} is not a URI: write {SCHEMES} and what follows")
+        raise UserError(FailureReason.URI_INVALID, f"{uri!r} is not a URI: write {SCHEMES} and what follows")
     if revision is not None and scheme != "hf":
-        raise UserError("UriInvalid", f"{uri}: revision is only for hf:// repositories; remove it")
+        raise UserError(FailureReason.URI_INVALID, f"{uri}: revision is only for hf:// repositories; remove it")
     match scheme:
         case "file":
             return readable(uri, Path(unquote(rest)))
@@ -51,4 +52,4 @@ def local_path(uri: str, *, revision: str | None = None) -> Path:
             return readable(uri, from_git(uri))
         case "artifact":
             return readable(uri, from_artifacts(uri))
-    raise UserError("UriInvalid", f"{uri}: {scheme}:// is not known; write {SCHEMES}")
+    raise UserError(FailureReason.URI_INVALID, f"{uri}: {scheme}:// is not known; write {SCHEMES}")

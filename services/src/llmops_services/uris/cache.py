@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llmops_api.programs import Env
+from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def cached(key: str, fill: Callable[[Path], None]) -> Path:
             lock.acquire(timeout=LOCK_SECONDS)
     except Timeout as error:
         raise TryAgain(
-            "CacheLocked", f"{target} has been in the making elsewhere for {LOCK_SECONDS} s; still waiting"
+            FailureReason.CACHE_LOCKED, f"{target} has been in the making elsewhere for {LOCK_SECONDS} s; still waiting"
         ) from error
     try:
         if not target.exists():

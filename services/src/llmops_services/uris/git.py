@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError
 from llmops_services.uris.cache import cached
 from llmops_services.uris.token import token_of
@@ -28,7 +29,9 @@ def from_git(uri: str) -> Path:
     match = _GIT.fullmatch(uri)
     inside = PurePosixPath(unquote(match["path"] or "")) if match else PurePosixPath()
     if match is None or ".." in inside.parts or inside.is_absolute():
-        raise UserError("UriInvalid", f"{uri}: write git+https://host/repository@ref#path/in/it, with no .. in it")
+        raise UserError(
+            FailureReason.URI_INVALID, f"{uri}: write git+https://host/repository@ref#path/in/it, with no .. in it"
+        )
     address, ref = match["address"], match["ref"] or "HEAD"
     commit = ref if _COMMIT.fullmatch(ref) else _commit_of(uri, address, ref)
 
@@ -44,7 +47,7 @@ def from_git(uri: str) -> Path:
     folder = cached(f"{name}-{where}-{commit[:16]}", fill)
     found = (folder / inside).resolve()
     if not found.is_relative_to(folder.resolve()):
-        raise UserError("UriInvalid", f"{uri}: {inside} leads out of the repository; write a path in it")
+        raise UserError(FailureReason.URI_INVALID, f"{uri}: {inside} leads out of the repository; write a path in it")
     return found
 
 
@@ -55,7 +58,9 @@ def _commit_of(uri: str, address: str, ref: str) -> str:
     for name in (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", ref):
         if name in named:
             return named[name]
-    raise UserError("RevisionMissing", f"{uri}: the repository has no branch or tag {ref}; correct what follows @")
+    raise UserError(
+        FailureReason.REVISION_MISSING, f"{uri}: the repository has no branch or tag {ref}; correct what follows @"
+    )
 
 
 def _git(uri: str, *arguments: str, seconds: float = ASK_SECONDS) -> str:
@@ -80,9 +85,11 @@ def _git(uri: str, *arguments: str, seconds: float = ASK_SECONDS) -> str:
             stdin=subprocess.DEVNULL,
         ).stdout
     except FileNotFoundError as error:
-        raise UserError("GitMissing", f"{uri}: git is not installed here; install it, or write another URI") from error
+        raise UserError(
+            FailureReason.GIT_MISSING, f"{uri}: git is not installed here; install it, or write another URI"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise TryAgain("ServerUnreachable", f"{uri}: git had no answer within {seconds} s") from error
+        raise TryAgain(FailureReason.SERVER_UNREACHABLE, f"{uri}: git had no answer within {seconds} s") from error
     except subprocess.CalledProcessError as error:
         raise _meaning(uri, error.stderr.strip()) from error
 
@@ -90,9 +97,13 @@ def _git(uri: str, *arguments: str, seconds: float = ASK_SECONDS) -> str:
 def _meaning(uri: str, said: str) -> UserError | TryAgain:
     last = said.splitlines()[-1] if said else "it says nothing"
     if "No space left" in said:
-        return TryAgain("DiskFull", f"{uri}: no space left on the disk; free some, it goes on by itself")
+        return TryAgain(FailureReason.DISK_FULL, f"{uri}: no space left on the disk; free some, it goes on by itself")
     if "could not read Username" in said or "Authentication failed" in said or "403" in said:
-        return UserError("AccessDenied", f"{uri}: git was refused ({last}): name a token that may read it in secretRef")
+        return UserError(
+            FailureReason.ACCESS_DENIED, f"{uri}: git was refused ({last}): name a token that may read it in secretRef"
+        )
     if "not found" in said or "not our ref" in said or "couldn't find remote ref" in said:
-        return UserError("RepositoryMissing", f"{uri}: there is no such repository or commit ({last}); correct the URI")
-    return TryAgain("ServerUnreachable", f"{uri}: git failed ({last})")
+        return UserError(
+            FailureReason.REPOSITORY_MISSING, f"{uri}: there is no such repository or commit ({last}); correct the URI"
+        )
+    return TryAgain(FailureReason.SERVER_UNREACHABLE, f"{uri}: git failed ({last})")

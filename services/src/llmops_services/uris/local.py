@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from llmops_api.reasons import FailureReason
 from llmops_services.program import UserError
 from llmops_services.uris.cache import cached, file_digest
 
@@ -22,9 +23,11 @@ CLAIMS = Path("/mnt/pvc")
 def readable(uri: str, path: Path) -> Path:
     """A path that can be read; a GGUF file is converted."""
     if not path.exists():
-        raise UserError("FileMissing", f"{uri}: there is no {path}; correct the path, or put the file there")
+        raise UserError(
+            FailureReason.FILE_MISSING, f"{uri}: there is no {path}; correct the path, or put the file there"
+        )
     if not os.access(path, os.R_OK):
-        raise UserError("FileUnreadable", f"{uri}: {path} may not be read; allow it (chmod +r)")
+        raise UserError(FailureReason.FILE_UNREADABLE, f"{uri}: {path} may not be read; allow it (chmod +r)")
     return _converted(path) if path.suffix == ".gguf" else path.absolute()
 
 
@@ -33,11 +36,11 @@ def on_claim(uri: str, rest: str) -> Path:
     claim, _, inside = rest.partition("/")
     parts = PurePosixPath(unquote(inside)).parts
     if not claim or ".." in parts or "/" in parts:
-        raise UserError("UriInvalid", f"{uri}: write pvc://CLAIM/path/on/the/claim, with no .. in it")
+        raise UserError(FailureReason.URI_INVALID, f"{uri}: write pvc://CLAIM/path/on/the/claim, with no .. in it")
     folder = CLAIMS / claim
     if not folder.is_dir():
         raise UserError(
-            "ClaimMissing",
+            FailureReason.CLAIM_MISSING,
             f"{uri}: the claim is not mounted at {folder}. Claims are mounted in a cluster; on this machine write file:// and "
             "the path of the same folder",
         )
@@ -49,12 +52,13 @@ def in_package(uri: str, rest: str) -> Path:
     module, _, inside = rest.partition("/")
     parts = PurePosixPath(unquote(inside)).parts
     if not module.isidentifier() or ".." in parts or PurePosixPath(inside).is_absolute():
-        raise UserError("UriInvalid", f"{uri}: write pkg://MODULE/path/in/the/package, with no .. in it")
+        raise UserError(FailureReason.URI_INVALID, f"{uri}: write pkg://MODULE/path/in/the/package, with no .. in it")
     spec = importlib.util.find_spec(module)  # of a top-level name: does not import it
     roots = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
     if not roots:
         raise UserError(
-            "PackageMissing", f"{uri}: no Python package {module} is installed here; install it, or correct the name"
+            FailureReason.PACKAGE_MISSING,
+            f"{uri}: no Python package {module} is installed here; install it, or correct the name",
         )
     places = [root.joinpath(*parts) for root in roots]
     return next((place for place in places if place.exists()), places[0])
@@ -70,7 +74,7 @@ def _converted(path: Path) -> Path:
             _convert_gguf(path, folder)
         except (ValueError, KeyError, NotImplementedError) as error:
             raise UserError(
-                "ModelUnreadable",
+                FailureReason.MODEL_UNREADABLE,
                 f"{path} cannot be converted ({error}); give a GGUF file that transformers reads, or a safetensors folder",
             ) from error
         log.info("converted in %.0f s", time.monotonic() - start)

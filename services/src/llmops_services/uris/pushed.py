@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from llmops_api.artifacts import SERVER_PATH, Tree, blob_path, parse_artifact_uri, tree_path
 from llmops_api.programs import Env
+from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError, mlflow_away
 from llmops_services.uris.cache import cached
 
@@ -26,13 +27,14 @@ def from_artifacts(uri: str) -> Path:
     try:
         digest, name = parse_artifact_uri(uri)
     except ValueError as error:
-        raise UserError("UriInvalid", str(error)) from error
+        raise UserError(FailureReason.URI_INVALID, str(error)) from error
 
     def fill(folder: Path) -> None:
         server = os.environ.get(Env.MLFLOW_TRACKING_URI)
         if not server or not server.startswith("http"):
             raise UserError(
-                "MLflowMissing", f"{uri}: set {Env.MLFLOW_TRACKING_URI} to the address of the MLflow server"
+                FailureReason.MLFLOW_MISSING,
+                f"{uri}: set {Env.MLFLOW_TRACKING_URI} to the address of the MLflow server",
             )
         with httpx.Client(
             base_url=server.rstrip("/") + SERVER_PATH, timeout=TIMEOUT, headers=_token(), auth=_password()
@@ -49,10 +51,14 @@ def _fetch(uri: str, client: httpx.Client, digest: str, name: str, folder: Path)
     try:
         files = Tree.model_validate_json(listing.read_bytes()).below(name)
     except ValidationError as error:
-        raise UserError("UriInvalid", f"{uri}: what is stored there is no list of files; push again") from error
+        raise UserError(
+            FailureReason.URI_INVALID, f"{uri}: what is stored there is no list of files; push again"
+        ) from error
     listing.unlink()
     if not files:
-        raise UserError("FileMissing", f"{uri}: nothing called {name} was pushed; push again and take what is printed")
+        raise UserError(
+            FailureReason.FILE_MISSING, f"{uri}: nothing called {name} was pushed; push again and take what is printed"
+        )
     log.info("downloading %d files, %.1f MB, of %s", len(files), sum(file.size for file in files) / 1e6, uri)
     for file in files:
         target = folder / file.path
@@ -67,10 +73,13 @@ def _download(uri: str, client: httpx.Client, path: str, digest: str, target: Pa
             with client.stream("GET", f"/{path}") as response:
                 if response.status_code in (401, 403):
                     raise UserError(
-                        "AccessDenied", f"{uri}: MLflow says {response.status_code}: correct its credentials"
+                        FailureReason.ACCESS_DENIED,
+                        f"{uri}: MLflow says {response.status_code}: correct its credentials",
                     )
                 if response.status_code == 404:
-                    raise UserError("FileMissing", f"{uri} is not in MLflow's artifact server: run `llmops push` again")
+                    raise UserError(
+                        FailureReason.FILE_MISSING, f"{uri} is not in MLflow's artifact server: run `llmops push` again"
+                    )
                 response.raise_for_status()
                 with target.open("wb") as file:
                     for chunk in response.iter_bytes(1 << 20):
@@ -82,7 +91,9 @@ def _download(uri: str, client: httpx.Client, path: str, digest: str, target: Pa
             continue
         if whole.hexdigest() == digest:
             return
-    raise TryAgain("DownloadDamaged", f"{uri}: what arrives is not what was pushed; run `llmops push` again")
+    raise TryAgain(
+        FailureReason.DOWNLOAD_DAMAGED, f"{uri}: what arrives is not what was pushed; run `llmops push` again"
+    )
 
 
 def _token() -> dict[str, str]:

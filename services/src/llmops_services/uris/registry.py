@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from llmops_api.programs import Env
+from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError, mlflow_away
 from llmops_services.uris.cache import cached, folder_digest
 
@@ -25,10 +26,13 @@ def from_registry(uri: str, rest: str) -> Path:
     match = _MLFLOW.fullmatch(rest)
     if match is None:
         raise UserError(
-            "UriInvalid", f"{uri}: write mlflow://NAME@ALIAS or mlflow://NAME/VERSION, for example mlflow://qa/3"
+            FailureReason.URI_INVALID,
+            f"{uri}: write mlflow://NAME@ALIAS or mlflow://NAME/VERSION, for example mlflow://qa/3",
         )
     if not os.environ.get(Env.MLFLOW_TRACKING_URI):
-        raise UserError("MLflowMissing", f"{uri}: set {Env.MLFLOW_TRACKING_URI} to the address of the MLflow server")
+        raise UserError(
+            FailureReason.MLFLOW_MISSING, f"{uri}: set {Env.MLFLOW_TRACKING_URI} to the address of the MLflow server"
+        )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     import mlflow.artifacts
@@ -53,13 +57,15 @@ def from_registry(uri: str, rest: str) -> Path:
             (folder / "registered_model_meta").unlink(missing_ok=True)
             if wanted and (got := folder_digest(folder)) != wanted:
                 raise TryAgain(
-                    "DownloadDamaged", f"{uri}: what was downloaded has digest {got[:12]}, not {wanted[:12]}"
+                    FailureReason.DOWNLOAD_DAMAGED,
+                    f"{uri}: what was downloaded has digest {got[:12]}, not {wanted[:12]}",
                 )
 
         return cached(key, fill)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(
-                "ModelNotFound", f"{uri}: MLflow has no such version or alias; see its Models page, and correct the URI"
+                FailureReason.MODEL_NOT_FOUND,
+                f"{uri}: MLflow has no such version or alias; see its Models page, and correct the URI",
             ) from error
         raise mlflow_away(error.error_code, f"{uri} is fetched when it does") from error

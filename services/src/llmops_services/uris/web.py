@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError
 from llmops_services.uris.cache import cache_dir, cached, file_digest
 from llmops_services.uris.token import token_of
@@ -38,11 +39,15 @@ def from_web(uri: str) -> Path:
     address, _, fragment = uri.partition("#")
     pinned = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     if fragment and not pinned:
-        raise UserError("UriInvalid", f"{uri}: after # only sha256=<64 hex digits> may stand; correct or remove it")
+        raise UserError(
+            FailureReason.URI_INVALID, f"{uri}: after # only sha256=<64 hex digits> may stand; correct or remove it"
+        )
     parts = urlsplit(address)
     name = PurePosixPath(unquote(parts.path)).name
     if not parts.hostname or parts.username or not name:
-        raise UserError("UriInvalid", f"{uri}: write https://host/path/of/a/file; a token belongs into secretRef")
+        raise UserError(
+            FailureReason.URI_INVALID, f"{uri}: write https://host/path/of/a/file; a token belongs into secretRef"
+        )
     entry = cache_dir() / "web" / hashlib.sha256(uri.encode()).hexdigest()[:32]
     entry.mkdir(parents=True, exist_ok=True)
     known = _read(entry / "known.json")
@@ -73,7 +78,8 @@ def _ask(uri: str, address: str, name: str, entry: Path, known: dict[str, str], 
             return
         if wanted and made["sha256"] != wanted:
             raise UserError(
-                "DigestWrong", f"{uri}: the file there has sha256 {made['sha256']}; correct the URI or the file"
+                FailureReason.DIGEST_WRONG,
+                f"{uri}: the file there has sha256 {made['sha256']}; correct the URI or the file",
             )
         if name.endswith(ARCHIVES):
             _unpack(uri, name, part, folder / "content")
@@ -128,19 +134,25 @@ def _download(uri: str, address: str, part: Path, headers: dict[str, str]) -> di
             except httpx.TransportError as error:
                 failures += 1
                 if failures >= TRIES:
-                    raise TryAgain("ServerUnreachable", f"{uri}: no answer ({type(error).__name__})") from error
+                    raise TryAgain(
+                        FailureReason.SERVER_UNREACHABLE, f"{uri}: no answer ({type(error).__name__})"
+                    ) from error
                 log.warning("%s broke off (%s), going on", uri, type(error).__name__)
 
 
 def _refuse(uri: str, status: int) -> None:
     if status in (401, 403):
-        raise UserError("AccessDenied", f"{uri}: the server says {status}: name a token that may read it in secretRef")
+        raise UserError(
+            FailureReason.ACCESS_DENIED, f"{uri}: the server says {status}: name a token that may read it in secretRef"
+        )
     if status in (404, 410):
-        raise UserError("FileMissing", f"{uri}: the server has no such file ({status}); correct the address")
+        raise UserError(
+            FailureReason.FILE_MISSING, f"{uri}: the server has no such file ({status}); correct the address"
+        )
     if status >= 500 or status in (408, 429):
-        raise TryAgain("ServerUnreachable", f"{uri}: the server says {status}")
+        raise TryAgain(FailureReason.SERVER_UNREACHABLE, f"{uri}: the server says {status}")
     if status >= 300:
-        raise UserError("FileUnreadable", f"{uri}: the server says {status}; write the address of a file")
+        raise UserError(FailureReason.FILE_UNREADABLE, f"{uri}: the server says {status}; write the address of a file")
 
 
 def _unpack(uri: str, name: str, archive: Path, folder: Path) -> None:
@@ -158,13 +170,17 @@ def _unpack(uri: str, name: str, archive: Path, folder: Path) -> None:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (28, 122):
             raise
-        raise UserError("ArchiveUnreadable", f"{uri} cannot be unpacked ({error}): pack it anew") from error
+        raise UserError(
+            FailureReason.ARCHIVE_UNREADABLE, f"{uri} cannot be unpacked ({error}): pack it anew"
+        ) from error
     archive.unlink()
 
 
 def _check_size(uri: str, size: int, limit: int) -> None:
     if size > limit:
-        raise UserError("ArchiveTooLarge", f"{uri} would unpack to {size >> 20} MiB: give a folder on a claim instead")
+        raise UserError(
+            FailureReason.ARCHIVE_TOO_LARGE, f"{uri} would unpack to {size >> 20} MiB: give a folder on a claim instead"
+        )
 
 
 def _read(path: Path) -> dict[str, str]:

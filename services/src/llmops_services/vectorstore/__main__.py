@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from llmops_api.programs import Env
+from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, load_config, run_program
 
 from .app import create_app
@@ -42,7 +43,7 @@ def _listen(config: VectorStoreConfig) -> socket.socket:
         listener = socket.create_server((config.host, config.port), backlog=2048)
     except OSError as error:
         raise TryAgain(
-            "PortInUse",
+            FailureReason.PORT_IN_USE,
             f"port: cannot listen on {config.host}:{config.port} ({os.strerror(error.errno or 0)}); stop what listens there or give another port",
         ) from error
     # Inherited by the connections. asyncio sets it only on sockets that name their protocol; without it an answer waits 40 ms

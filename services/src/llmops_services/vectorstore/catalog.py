@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError
 
 from .aliases import changed_aliases, read_aliases, write_aliases
@@ -65,7 +66,8 @@ class Catalog:
             if error.errno == errno.ENOSPC:
                 raise
             raise UserError(
-                "FolderUnusable", f"folder: {folder} cannot be used ({error.strerror}); give one that can be written"
+                FailureReason.FOLDER_UNUSABLE,
+                f"folder: {folder} cannot be used ({error.strerror}); give one that can be written",
             ) from error
         catalog = cls(folder, lock)
         shutil.rmtree(catalog._scratch, ignore_errors=True)
@@ -169,7 +171,7 @@ def _take(folder: Path) -> IO[str]:
         holder = lock.read().strip() or "unknown"
         lock.close()
         raise TryAgain(
-            "FolderHeld", f"{folder} is held by process {holder}; stop that process or give another folder"
+            FailureReason.FOLDER_HELD, f"{folder} is held by process {holder}; stop that process or give another folder"
         ) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))

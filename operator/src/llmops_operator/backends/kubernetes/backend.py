@@ -9,6 +9,7 @@ from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
 
+from llmops_api.reasons import Reason
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.children import Children, Taken
 from llmops_operator.backends.kubernetes.config import OperatorConfig
@@ -79,15 +80,15 @@ class KubernetesBackend:
         kind = main_kind(workload)
         key = (owner, workload.name)
         if kind == RAYJOB and self._children.absent(RAYJOB):
-            self._trouble(key, ("KubeRayMissing", KUBERAY_MISSING))
+            self._trouble(key, (Reason.KUBE_RAY_MISSING, KUBERAY_MISSING))
             return
         try:
             await self._apply(owner, workload, kind)
         except (Refused, Taken, NotFound) as error:
-            self._trouble(key, ("NameTaken" if isinstance(error, Taken) else "Refused", str(error)))
+            self._trouble(key, (Reason.NAME_TAKEN if isinstance(error, Taken) else Reason.REFUSED, str(error)))
             raise NotYet(str(error)) from error
         except ApiException as error:
-            self._trouble(key, ("Refused", f"the API server refuses it: {error.reason}"))
+            self._trouble(key, (Reason.REFUSED, f"the API server refuses it: {error.reason}"))
             raise NotYet(str(error.reason)) from error
         self._trouble(key, None)
 
@@ -157,5 +158,5 @@ class KubernetesBackend:
             await asyncio.sleep(LOOK_FOR_KUBERAY_SECONDS)
             if not self._children.absent(RAYJOB):
                 for (owner, _), (reason, _) in list(self._troubles.items()):
-                    if reason == "KubeRayMissing":
+                    if reason == Reason.KUBE_RAY_MISSING:
                         self._tell(owner)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmops_api.programs import Said
+from llmops_api.reasons import FailureReason, Reason
 from llmops_operator.backends.kubernetes.said import failure_in, last_said
 
 Manifest = Mapping[str, Any]
@@ -15,7 +16,13 @@ Finding = tuple[str, str]
 
 OK: Finding = ("", "")
 OOM_KILLED = "OOMKilled"
-_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_PULL = (
+    Reason.ERR_IMAGE_PULL,
+    Reason.IMAGE_PULL_BACK_OFF,
+    Reason.INVALID_IMAGE_NAME,
+    Reason.ERR_IMAGE_NEVER_PULL,
+    Reason.IMAGE_INSPECT_ERROR,
+)
 _MISSING = re.compile(r"(?P<kind>secret|configmap) \"(?P<name>[^\"]+)\" not found")
 _KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret (?P<where>\S+)")
 _LACKS = re.compile(r"Insufficient (?P<what>[\w/-]+(?:\.[\w/-]+)*)")
@@ -33,17 +40,20 @@ def diagnose(pods: Iterable[Manifest]) -> Finding:
 def refused(message: str) -> Finding:
     """What an event says of a pod that cannot be made, or cannot begin."""
     if "exceeded quota" in message:
-        return "QuotaExceeded", f"{message}: raise the namespace's ResourceQuota, or ask for less in spec.compute"
+        return Reason.QUOTA_EXCEEDED, f"{message}: raise the namespace's ResourceQuota, or ask for less in spec.compute"
     if "PodSecurity" in message:
-        return "PodSecurityRefused", f"{message}: change spec.podTemplate, or the namespace's pod-security labels"
+        return (
+            Reason.POD_SECURITY_REFUSED,
+            f"{message}: change spec.podTemplate, or the namespace's pod-security labels",
+        )
     if "admission webhook" in message:
-        return "WebhookRefused", f"{message}: an admission webhook of this cluster refuses the pod"
-    return "CannotStart", message
+        return Reason.WEBHOOK_REFUSED, f"{message}: an admission webhook of this cluster refuses the pod"
+    return Reason.CANNOT_START, message
 
 
 def _of_pod(pod: Manifest) -> Finding:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    if status.get("reason") in ("Evicted", "NodeLost", "Preempting"):
+    if status.get("reason") in (Reason.EVICTED, Reason.NODE_LOST, Reason.PREEMPTING):
         return status["reason"], f"pod {name}: {status.get('message') or status['reason']}"
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -57,18 +67,21 @@ def _of_pod(pod: Manifest) -> Finding:
 
 def _unscheduled(message: str, pod: Manifest) -> Finding:
     if "unbound immediate PersistentVolumeClaims" in message or "persistentvolumeclaim" in message:
-        return "VolumeNotBound", f"{message}; look at the claim (kubectl describe pvc), its storage class and its size"
+        return (
+            Reason.VOLUME_NOT_BOUND,
+            f"{message}; look at the claim (kubectl describe pvc), its storage class and its size",
+        )
     lacks = sorted(set(_LACKS.findall(message)))
     if lacks:
         asked = _asked(pod)
         wishes = ", ".join(f"{what} (each pod asks for {asked[what]})" if what in asked else what for what in lacks)
-        return "Unschedulable", f"no node has enough {wishes}: lower spec.compute, or add nodes. {message}"
+        return Reason.UNSCHEDULABLE, f"no node has enough {wishes}: lower spec.compute, or add nodes. {message}"
     if "taint" in message or "didn't match" in message:
         return (
-            "Unschedulable",
+            Reason.UNSCHEDULABLE,
             f"{message}. Set spec.podTemplate.tolerations or nodeSelector, or spec.compute.gpus.product",
         )
-    return "Unschedulable", message
+    return Reason.UNSCHEDULABLE, message
 
 
 def _asked(pod: Manifest) -> dict[str, str]:
@@ -89,9 +102,9 @@ def _of_container(pod: str, container: Manifest) -> Finding:
             reason,
             f"{what}. Check its name, and the pull secrets (spec.podTemplate.imagePullSecrets or the chart's)",
         )
-    if reason == "CreateContainerConfigError":
+    if reason == Reason.CREATE_CONTAINER_CONFIG_ERROR:
         return reason, _config_error(message)
-    if reason == "CrashLoopBackOff":
+    if reason == Reason.CRASH_LOOP_BACK_OFF:
         last = (container.get("lastState") or {}).get("terminated") or {}
         if last.get("reason") == OOM_KILLED:
             return _out_of_memory(pod, container)
@@ -101,7 +114,7 @@ def _of_container(pod: str, container: Manifest) -> Finding:
         said = _last_line(last.get("message", ""))
         ended = f"it ended {container.get('restartCount', 0)} times, last with exit code {last.get('exitCode')}"
         return reason, f"{ended}{f': {said}' if said else f': read kubectl logs {pod} --previous'}"
-    if reason in ("CreateContainerError", "RunContainerError"):
+    if reason in (Reason.CREATE_CONTAINER_ERROR, Reason.RUN_CONTAINER_ERROR):
         return reason, f"pod {pod}: {message}"
     terminated = state.get("terminated") or {}
     if terminated.get("reason") == OOM_KILLED:
@@ -113,7 +126,7 @@ def _out_of_memory(pod: str, container: Manifest) -> Finding:
     limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
     more = f" of {limit}" if limit else ""
     return (
-        "OutOfMemory",
+        FailureReason.OUT_OF_MEMORY,
         f"pod {pod} used more than its memory{more} and was killed: raise spec.compute.resources.memory",
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmops_api.programs import Said
+from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1.meta import Progress
 from llmops_operator.backends.kubernetes.diagnosis import OK, diagnose, exit_code, last_words, refused
 from llmops_operator.backends.kubernetes.rendering.names import ENGINE_PORT, GATEWAY_PORT, RESULT, ROLE, WORKLOAD
@@ -116,7 +117,7 @@ def _job(main: Manifest, pods: Sequence[Manifest], progress: Progress | None, *,
     reason, message = diagnose(pods)
     if ended is None:
         if (main.get("spec") or {}).get("suspend"):
-            reason, message = "Queued", "the Job is suspended by whoever queues it, and goes on when there is room"
+            reason, message = Reason.QUEUED, "the Job is suspended by whoever queues it, and goes on when there is room"
         running = any((pod.get("status") or {}).get("phase") == "Running" for pod in pods)
         return WorkloadStatus(
             State.RUNNING if running else State.PENDING,
@@ -126,25 +127,35 @@ def _job(main: Manifest, pods: Sequence[Manifest], progress: Progress | None, *,
             progress=progress,
         )
     result = _result(main)
-    if result is None and not overdue and not (ended["type"] == "Failed" and ended.get("reason") == "DeadlineExceeded"):
+    if (
+        result is None
+        and not overdue
+        and not (ended["type"] == "Failed" and ended.get("reason") == Reason.DEADLINE_EXCEEDED)
+    ):
         return WorkloadStatus(State.RUNNING, started_at=started, progress=progress)
     end = status.get("completionTime") or ended.get("lastTransitionTime")
     if ended["type"] == "Complete":
         return WorkloadStatus(State.SUCCEEDED, exit_code=0, started_at=started, ended_at=end, result=result)
     why = failure_in(result) or ((reason, message) if reason else None) or _job_failure(ended, pods)
-    code = None if why[0] == "DeadlineExceeded" else 137 if why[0] == "OutOfMemory" else exit_code(pods)
+    code = (
+        None
+        if why[0] == Reason.DEADLINE_EXCEEDED
+        else 137
+        if why[0] == FailureReason.OUT_OF_MEMORY
+        else exit_code(pods)
+    )
     return WorkloadStatus(
         State.FAILED, reason=why[0], message=why[1], exit_code=code, started_at=started, ended_at=end, result=result
     )
 
 
 def _job_failure(ended: Manifest, pods: Sequence[Manifest]) -> tuple[str, str]:
-    if ended.get("reason") == "DeadlineExceeded":
-        return "DeadlineExceeded", "it ran for longer than activeDeadlineSeconds"
+    if ended.get("reason") == Reason.DEADLINE_EXCEEDED:
+        return Reason.DEADLINE_EXCEEDED, "it ran for longer than activeDeadlineSeconds"
     code = exit_code(pods)
     if code is None:
         return (
-            "PodLost",
+            Reason.POD_LOST,
             "its pod is gone and nobody knows how it ended: a node was drained or lost, or somebody deleted it",
         )
     return "", last_words(pods)
@@ -159,20 +170,20 @@ def _rayjob(main: Manifest, pods: Sequence[Manifest], progress: Progress | None,
     reason, message = diagnose(pods)
     if deployment in ("Suspended", "Suspending"):
         message = "the RayJob is suspended by whoever queues it, and goes on when there is room"
-        return WorkloadStatus(State.PENDING, reason="Queued", message=message, started_at=started)
+        return WorkloadStatus(State.PENDING, reason=Reason.QUEUED, message=message, started_at=started)
     if deployment not in ("Complete", "Failed"):
         state = State.RUNNING if job == "RUNNING" else State.PENDING
         return WorkloadStatus(state, reason=reason, message=message, started_at=started, progress=progress)
     result = _result(main)
-    if result is None and not overdue and status.get("reason") != "DeadlineExceeded":
+    if result is None and not overdue and status.get("reason") != Reason.DEADLINE_EXCEEDED:
         return WorkloadStatus(State.RUNNING, started_at=started, progress=progress)
     if deployment == "Complete" and job == "SUCCEEDED":
         return WorkloadStatus(State.SUCCEEDED, exit_code=0, started_at=started, ended_at=end, result=result)
     # The message holds the last lines of the program, should its log be gone.
     told = failure_in(result) or failure_in(last_said(Said.RESULT, said))
-    why = told or ((reason, message) if reason else (status.get("reason") or "RayJobFailed", said[-3000:]))
+    why = told or ((reason, message) if reason else (status.get("reason") or Reason.RAY_JOB_FAILED, said[-3000:]))
     found = _EXIT.search(said)
-    code = 137 if why[0] == "OutOfMemory" else int(found[1]) if found else None
+    code = 137 if why[0] == FailureReason.OUT_OF_MEMORY else int(found[1]) if found else None
     return WorkloadStatus(
         State.FAILED, reason=why[0], message=why[1], exit_code=code, started_at=started, ended_at=end, result=result
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from llmops_api.reasons import Reason
 from llmops_operator.backends.local.launching import Launching
 from llmops_operator.backends.local.replica_folder import Exit, Launch, ReplicaFolder
 from llmops_operator.backends.local.replica_status import Cause, explain
@@ -65,7 +66,7 @@ def _restart(folder: ReplicaFolder, again: Launch, last: Launch, ended: Exit | N
     if ended and any("address already in use" in line.lower() for line in ended.lines):
         again = replace(again, port=None)
     cause = explain(folder, ended, last.deadline_seconds)
-    reason = "CrashLoopBackOff" if cause.reason == "Error" else cause.reason
+    reason = Reason.CRASH_LOOP_BACK_OFF if cause.reason == Reason.ERROR else cause.reason
     delay = back_off(failures)
     told = f"{cause.message} (restart {again.restarts} comes {delay:g} s after that)"
     return Start(again, delay, Cause(reason, told), ended)

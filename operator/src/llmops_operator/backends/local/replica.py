@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from llmops_api.reasons import FailureReason, Reason
 from llmops_operator.backends.local.durable import read_json
 from llmops_operator.backends.local.environment import SecretMissing
 from llmops_operator.backends.local.free_ports import HOST, NoFreePort
@@ -75,7 +76,7 @@ class Replica:
                 return await self._keep()
             except Exception as error:  # a fault of ours, or a folder that cannot be read: the others go on
                 log.exception("%s", self.folder.root)
-                self._set(reason="BackendFault", message=f"{type(error).__name__}: {error}; it is tried again")
+                self._set(reason=Reason.BACKEND_FAULT, message=f"{type(error).__name__}: {error}; it is tried again")
             if self._stopping:
                 return None
             faults += 1
@@ -133,7 +134,7 @@ class Replica:
             try:
                 supervision = await asyncio.to_thread(self._launching.start, self.folder, self._workload, start.launch)
             except SecretMissing as error:
-                self._set(state=State.PENDING, reason="SecretMissing", message=str(error))
+                self._set(state=State.PENDING, reason=Reason.SECRET_MISSING, message=str(error))
                 await self._sleep(LOOK_SECONDS)
             except (NoFreePort, OSError) as error:
                 reason, message = _cannot_start(error)
@@ -270,7 +271,7 @@ class Replica:
                 state=State.RUNNING, ready=False, endpoint=None, reason="", message=answer.message, report=answer.report
             )
         elif self.status.ready and not patient:
-            self._set(ready=False, endpoint=None, reason="NotAnswering", message=answer.message)
+            self._set(ready=False, endpoint=None, reason=Reason.NOT_ANSWERING, message=answer.message)
         elif not self.status.ready and not self.status.reason:
             lines = last_lines(self.folder.log)
             self._set(
@@ -294,14 +295,17 @@ def _unbegun(folder: ReplicaFolder) -> tuple[str, str]:
     """The supervisor has ended before it started the program."""
     said = folder.supervisor_log()
     if os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said:
-        return "DiskFull", f"{folder.root}: no space left on the disk; free some, it goes on by itself"
-    return "CannotStart", f"its supervisor ended at once: {said.strip()[-500:] or 'it said nothing'}; it is tried again"
+        return FailureReason.DISK_FULL, f"{folder.root}: no space left on the disk; free some, it goes on by itself"
+    return (
+        Reason.CANNOT_START,
+        f"its supervisor ended at once: {said.strip()[-500:] or 'it said nothing'}; it is tried again",
+    )
 
 
 def _cannot_start(error: Exception) -> tuple[str, str]:
     if isinstance(error, NoFreePort):
-        return "NoFreePort", str(error)
+        return Reason.NO_FREE_PORT, str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or "its folder"
-        return "DiskFull", f"{where}: no space left on the disk; free some, it goes on by itself"
-    return "CannotStart", f"{error}; it is tried again"
+        return FailureReason.DISK_FULL, f"{where}: no space left on the disk; free some, it goes on by itself"
+    return Reason.CANNOT_START, f"{error}; it is tried again"

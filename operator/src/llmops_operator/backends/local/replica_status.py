@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmops_api.programs import ExitCode, Failure
+from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1.meta import Progress
 from llmops_operator.backends.local.durable import read_json
 from llmops_operator.backends.local.replica_folder import Exit, ReplicaFolder
@@ -46,7 +47,7 @@ class Cause:
 
 
 LOST = Cause(
-    "Lost",
+    Reason.LOST,
     "the program and its supervisor were killed together, or the machine went down: how far it came is not known",
 )
 
@@ -57,12 +58,12 @@ def explain(folder: ReplicaFolder, ended: Exit | None, deadline_seconds: int | N
         return LOST
     last = _last_words(ended.lines)
     if ended.why == "deadline":
-        return Cause("DeadlineExceeded", f"it ran longer than {deadline_seconds} s{last}")
+        return Cause(Reason.DEADLINE_EXCEEDED, f"it ran longer than {deadline_seconds} s{last}")
     if ended.why == "memory":
         launch = folder.launch()
         used, allowed = ended.memory_used or 0, (launch and launch.memory_bytes) or 0
         return Cause(
-            "OutOfMemory",
+            FailureReason.OUT_OF_MEMORY,
             f"it had {_mebibytes(used)} resident and compute.resources.memory allows {_mebibytes(allowed)}: "
             f"raise it, or lower what the work needs (batchSize, maxLength, maxModelLen){last}",
         )
@@ -74,10 +75,10 @@ def explain(folder: ReplicaFolder, ended: Exit | None, deadline_seconds: int | N
         else:
             return Cause(failure.reason, failure.message)
     if ended.out_of_memory or (ended.signal is None and ended.code == ExitCode.OUT_OF_MEMORY):
-        return Cause("OutOfMemory", f"the kernel ended it because memory ran out{last}")
+        return Cause(FailureReason.OUT_OF_MEMORY, f"the kernel ended it because memory ran out{last}")
     if ended.signal is not None:
-        return Cause("Killed", f"ended by signal {ended.signal}{last}")
-    return Cause("Error", f"ended with exit code {ended.code}{last}")
+        return Cause(Reason.KILLED, f"ended by signal {ended.signal}{last}")
+    return Cause(Reason.ERROR, f"ended with exit code {ended.code}{last}")
 
 
 def _mebibytes(size: int) -> str:

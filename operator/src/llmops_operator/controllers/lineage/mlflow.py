@@ -19,6 +19,7 @@ from mlflow import MlflowClient, environment_variables
 from mlflow.exceptions import MlflowException
 
 from llmops_api.lineage import ModelType
+from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1.rag_service import RegisteredModel
 from llmops_operator.controllers.lineage import writing
 from llmops_operator.controllers.lineage.writing import NotYet
@@ -258,7 +259,7 @@ class MlflowLineage:
                 if not _refused(error):
                     self._registry_away(said, references)
                     return
-                found = Unresolved("RegistryRefused", f"MLflow refuses to look up {reference.name}: {said.error}")
+                found = Unresolved(Reason.REGISTRY_REFUSED, f"MLflow refuses to look up {reference.name}: {said.error}")
             self._found(reference, found)
             with self._changed:
                 self._recovered()
@@ -271,7 +272,7 @@ class MlflowLineage:
         message = f"MLflow has not answered since {outage.since}: {outage.error}; see whether it runs, it is asked until it does"
         for reference, known in references.items():
             if not isinstance(known, RegisteredVersion):
-                self._found(reference, Unresolved("MLflowUnavailable", message))
+                self._found(reference, Unresolved(Reason.MLFLOW_UNAVAILABLE, message))
 
     def _found(self, reference: RegisteredModel, found: Resolution) -> None:
         with self._changed:
@@ -290,7 +291,7 @@ def _resolve(client: MlflowClient, reference: RegisteredModel) -> Resolution:
     if version is None:
         what = f'alias "{reference.alias}"' if reference.alias else f"version {reference.version}"
         return Unresolved(
-            "ModelNotFound",
+            FailureReason.MODEL_NOT_FOUND,
             f'the model registry has no {what} of "{reference.name}": train and register it, or correct spec.model.adapter.model',
         )
     model_id = writing.logged_model_id(version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.rag_service import RegisteredModel
 from llmops_operator.controllers.ports import Key
 from llmops_operator.domain.lineage import Record, RecordState, Resolution, Unresolved
@@ -53,7 +54,9 @@ class NoLineage:
 
     def resolve(self, key: Key, reference: RegisteredModel | None) -> Resolution | None:
         """That there is no registry."""
-        return Unresolved("NoRegistry", "there is no MLflow and so no model registry: name one by MLFLOW_TRACKING_URI")
+        return Unresolved(
+            Reason.NO_REGISTRY, "there is no MLflow and so no model registry: name one by MLFLOW_TRACKING_URI"
+        )
 
     def run_url(self, experiment_id: str, run_id: str) -> str | None:
         """Runs have no page."""
