@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Awaitable, Callable
 from logging.handlers import RotatingFileHandler
 
+from llmops_operator.backends.ending import signals_set
 from llmops_operator.backends.local.daemon import Serving, serve
 from llmops_operator.backends.local.database import StoreError
 from llmops_operator.backends.local.home import Home
@@ -26,36 +26,31 @@ async def with_daemon(
     Returns what `work` returned, or `INTERRUPTED`. `stopping` is called before things are stopped, which takes some seconds.
     Raises `CommandError`.
     """
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[Serving] = loop.create_future()
+    ready: asyncio.Future[Serving] = asyncio.get_running_loop().create_future()
     stop, interrupted = asyncio.Event(), asyncio.Event()
 
     async def when_ready() -> int:
         return await work(await ready)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted.set)
-    daemon = asyncio.create_task(serve(home, on_ready=ready.set_result, stop=stop, handle_signals=False))
-    working, waiting = asyncio.create_task(when_ready()), asyncio.create_task(interrupted.wait())
-    try:
-        await asyncio.wait([daemon, working, waiting], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        return INTERRUPTED
-    finally:
-        working.cancel()
-        waiting.cancel()
-        await asyncio.gather(working, waiting, return_exceptions=True)
-        if not daemon.done():
-            stopping()
-        stop.set()
+    with signals_set(interrupted):
+        daemon = asyncio.create_task(serve(home, on_ready=ready.set_result, stop=stop, handle_signals=False))
+        working, waiting = asyncio.create_task(when_ready()), asyncio.create_task(interrupted.wait())
         try:
-            await daemon
-        except (HomeInUse, PlatformError, StoreError) as error:
-            raise CommandError(str(error)) from error
+            await asyncio.wait([daemon, working, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            return INTERRUPTED
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+            working.cancel()
+            waiting.cancel()
+            await asyncio.gather(working, waiting, return_exceptions=True)
+            if not daemon.done():
+                stopping()
+            stop.set()
+            try:
+                await daemon
+            except (HomeInUse, PlatformError, StoreError) as error:
+                raise CommandError(str(error)) from error
 
 
 def log_to_home(home: Home) -> None:

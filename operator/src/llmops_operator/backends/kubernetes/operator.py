@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llmops_operator.backends.ending import signals_set
 from llmops_operator.backends.kubernetes import metrics as metrics_server
 from llmops_operator.backends.kubernetes.cache import Cache
 from llmops_operator.backends.kubernetes.client import Client, Guard, configuration
@@ -68,7 +68,7 @@ async def run(
     found = await configuration()
     metrics, synced = Metrics(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_signals_set(stop))
+        stack.enter_context(signals_set(stop))
         lease_client = Client(found)  # connections of its own: no load of others delays a renewal
         stack.push_async_callback(lease_client.close)
         lease = Lease(lease_client, config.leader_election, identity)
@@ -154,15 +154,3 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for one in ended:
         if isinstance(one, BaseException) and not isinstance(one, asyncio.CancelledError | LeadershipLost):
             log.error("%s: %s", type(one).__name__, one)
-
-
-@contextlib.contextmanager
-def _signals_set(stop: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmops_api.programs import Env
+from llmops_operator.backends.ending import signals_set
 from llmops_operator.backends.local import lock
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.platform import Platform
@@ -62,7 +63,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(lock.hold(home))
         if handle_signals:
-            stack.enter_context(_signals_set(stop))
+            stack.enter_context(signals_set(stop))
         store = SqliteStore(home.objects)
         stack.callback(store.close)
         platform = Platform(home)
@@ -158,15 +159,3 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _signals_set(stop: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
