@@ -185,7 +185,7 @@ def test_kubectl_prints_what_matters(api: Api, api_server: ApiServer, kind: str)
 
 STRINGS = st.sampled_from(
     ["", "a", "A", "0", "-1", "1", "0.5", "1.5", "1e-3", "1.", "500m", "8Gi", "latest", "v1", "a b", "é", "a\n", "/x", "x" * 64, "x" * 20000,
-     "pvc://c", "pvc://c/x", "pvc://C/x", "https://h/x", "https://u@h/x", "git+https://h/r@v#p", "hf://o/m", "mlflow://m@a", "pkg://m/x",
+     "pvc://c", "pvc://c/x", "pvc://C/x", "s3://b/k", "https://h/x", "https://u@h/x", "git+https://h/r@v#p", "hf://o/m", "mlflow://m@a", "pkg://m/x",
      f"artifact://{'0' * 64}/x", "http://h/v1", "{sources}{question}", "--port=1", "llmops-x", "LLMOPS_X", "llmops.dev/x", "2026-11-23T00:00:00Z"]
 )  # fmt: skip
 

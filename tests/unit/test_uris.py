@@ -49,7 +49,7 @@ def test_what_lies_on_a_mounted_claim(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("model", "is not a URI: write file://"),
         ("file://", "is not a URI"),
-        ("s3://bucket/x", "s3:// is not known"),
+        ("ftp://host/x", "ftp:// is not known"),
         ("file:///no/such/file.jsonl", "there is no /no/such/file.jsonl"),
         ("pkg://no_such_package_at_all/x", "no Python package no_such_package_at_all is installed"),
         ("pkg://json/nothing.gguf", "correct the path"),

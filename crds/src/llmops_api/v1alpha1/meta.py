@@ -50,7 +50,7 @@ Line = Annotated[str, Field(min_length=1, max_length=1024)]
 DecimalString = Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 PositiveDecimal = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-_ANYWHERE = r"(file://(/|\./)|pkg://|https://[^/@]+/|git\+https://[^/@]+/|artifact://[0-9a-f]{64}/).+|pvc://[a-z0-9][-.a-z0-9]*(/.*)?"
+_ANYWHERE = r"(file://(/|\./)|pkg://|https://[^/@]+/|git\+https://[^/@]+/|artifact://[0-9a-f]{64}/).+|(pvc|s3)://[a-z0-9][-.a-z0-9]*(/.*)?"
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=rf"^({_ANYWHERE})$")]
 ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=rf"^({_ANYWHERE}|(hf|mlflow)://.+)$")]
 
@@ -110,16 +110,18 @@ class SecretRef(Model):
 
 
 class Source(Model):
-    """Something at a URI. `secretRef` names a token, for what `https://`, `git+https://` and `hf://` do not give to everybody."""
+    """Something at a URI. `secretRef` names a token, for what `https://`, `git+https://` and `hf://` do not give to everybody, or
+    for `s3://` credentials.
+    """
 
     uri: str
     """Where it is, as scheme://…"""
     secret_ref: SecretRef | None = None
 
     rules: ClassVar = (
-        Rule("!has(self.secretRef) || self.uri.matches('^(https|git[+]https|hf)://')",
-             "secretRef is a token for https://, git+https:// or hf://: remove it, or write such a uri",
-             lambda self: self.secret_ref is None or self.uri.startswith(("https://", "git+https://", "hf://"))),
+        Rule("!has(self.secretRef) || self.uri.matches('^(https|git[+]https|hf|s3)://')",
+             "secretRef is a token for https://, git+https:// or hf://, or credentials for s3://: remove it, or write such a uri",
+             lambda self: self.secret_ref is None or self.uri.startswith(("https://", "git+https://", "hf://", "s3://"))),
     )  # fmt: skip
 
 

@@ -40,11 +40,11 @@ FORMS = {
     _pattern(
         meta.DataUri
     ): "write file:///absolute/path, file://./path (counted from the manifest's folder), pkg://module/path, pvc://claim/path, "
-    "https://host/path or git+https://host/repository@ref#path",
+    "s3://bucket/key, https://host/path or git+https://host/repository@ref#path",
     _pattern(
         meta.ModelUri
     ): "write hf://organisation/name, file:///absolute/folder, file://./folder (counted from the manifest's "
-    "folder), pkg://module/path, pvc://claim/path, https://host/path, git+https://host/repository@ref#path or mlflow://name@alias",
+    "folder), pkg://module/path, pvc://claim/path, s3://bucket/key, https://host/path, git+https://host/repository@ref#path or mlflow://name@alias",
 }
 """What to write, by the pattern that was not met."""
 

@@ -17,11 +17,12 @@ from llmops_services.uris.hub import from_hub
 from llmops_services.uris.local import in_package, on_claim, readable
 from llmops_services.uris.pushed import from_artifacts
 from llmops_services.uris.registry import DIGEST_TAG, from_registry
+from llmops_services.uris.s3 import from_s3
 from llmops_services.uris.web import from_web
 
 __all__ = ["DIGEST_TAG", "cache_dir", "file_digest", "folder_digest", "local_path"]
 
-SCHEMES = "file://, pkg://, pvc://, hf://, mlflow://, https://, git+https:// or artifact://"
+SCHEMES = "file://, pkg://, pvc://, hf://, mlflow://, s3://, https://, git+https:// or artifact://"
 
 
 def local_path(uri: str, *, revision: str | None = None) -> Path:
@@ -50,6 +51,8 @@ def local_path(uri: str, *, revision: str | None = None) -> Path:
             return readable(uri, from_web(uri))
         case "git+https" | "git+http":
             return readable(uri, from_git(uri))
+        case "s3":
+            return readable(uri, from_s3(uri, rest))
         case "artifact":
             return readable(uri, from_artifacts(uri))
     raise UserError(FailureReason.URI_INVALID, f"{uri}: {scheme}:// is not known; write {SCHEMES}")

@@ -48,7 +48,7 @@ INHERITED = frozenset(
 )
 INHERITED_PREFIXES = (
     *("LC_", "XDG_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "PYTORCH_"),
-    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "VLLM_", "RAY_", "MLFLOW_"),
+    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "VLLM_", "RAY_", "MLFLOW_", "AWS_"),
 )
 """What the operating system, the machine's accelerators and the libraries of the programs are set up with."""
 
