@@ -63,6 +63,19 @@ def test_what_is_right_is_said_to_be_valid(folder: Path, capsys: pytest.CaptureF
     ]
 
 
+def test_what_is_for_a_cluster_only_is_said_and_no_fault(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compute = "  compute: {gpus: {count: 2}}\n  podTemplate: {nodeSelector: {pool: gpu}}\n"
+    (folder / "job.yaml").write_text(JOB + compute)
+    notes = [
+        "note: FOLDER/job.yaml:12: spec.podTemplate: read in a cluster only: on a laptop there are no pods",
+        "note: FOLDER/job.yaml:11: spec.compute.gpus: reserved in a cluster only: on a laptop programs use the GPUs that they find",
+    ]
+    for command in (["validate"], ["apply", "--home", str(folder / "home")]):
+        assert execute([*command, "-f", str(folder / "job.yaml")]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert said[:2] == [note.replace("FOLDER", str(folder)) for note in notes]
+
+
 FAULTS = {
     "a field that looks like another": (
         (JOB, "maxSteps: 4", "maxStep: 4"),

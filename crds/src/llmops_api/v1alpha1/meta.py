@@ -154,7 +154,7 @@ class Resources(Model):
 
 
 class Gpus(Model):
-    """Whole GPUs."""
+    """Whole GPUs. On a laptop nothing is reserved: programs use the GPUs that they find."""
 
     count: Annotated[int, Field(ge=1, le=64)] = 1
     """How many each worker or replica gets."""

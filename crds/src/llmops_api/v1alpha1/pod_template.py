@@ -99,7 +99,9 @@ class PullSecret(Model):
 
 
 class PodTemplate(Model):
-    """What the pods of this object have beside what llmops gives them. `volumeMounts` and `env` go to every container."""
+    """What the pods of this object have beside what llmops gives them. `volumeMounts` and `env` go to every container.
+    On a laptop, where there are no pods, nothing of it is read.
+    """
 
     metadata: PodMetadata = PodMetadata()
     node_selector: Annotated[dict[str, Label], Field(max_length=64)] = {}  # noqa: RUF012

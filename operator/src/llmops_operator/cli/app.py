@@ -153,7 +153,7 @@ def validate(ctx: typer.Context, filename: Files) -> None:
     from llmops_operator.cli import write
 
     where: Where = ctx.obj
-    write.validate(where.asked, filename, say=_say)
+    write.validate(where.asked, filename, say=_say, warn=_warn)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from llmops_operator.cli.showing import Show
 from llmops_operator.cli.standing import UNDERWAY, Standing, State, reused, standing
 from llmops_operator.cli.tables import dig
 from llmops_operator.cli.up import pause
+from llmops_operator.cli.validation import notes
 from llmops_operator.cli.write import key_of, named, store_document, valid_documents
 from llmops_operator.domain.embedding_index import SYNC_REQUESTED
 from llmops_operator.domain.timing import timestamp
@@ -56,6 +57,8 @@ def run(folder: Path, name: str, *, namespace: str | None, once: bool, timeout: 
             await asyncio.Event().wait()
         return 0
 
+    for note in notes(documents):
+        screen.note(note)
     screen.note(f"starting MLflow and the vector store in {home.root}")
     try:
         code = asyncio.run(with_daemon(home, work, stopping=lambda: screen.note("stopping everything …")))

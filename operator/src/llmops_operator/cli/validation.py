@@ -7,6 +7,7 @@ from typing import Any
 
 from llmops_operator.cli.faults import Fault
 from llmops_operator.cli.manifests import Document
+from llmops_operator.cli.tables import dig
 from llmops_operator.domain.admission import admit
 
 
@@ -27,6 +28,23 @@ def check(documents: Sequence[Document]) -> list[Fault]:
                 )
             )
     return faults
+
+
+CLUSTER_ONLY = {
+    ("spec", "podTemplate"): "read in a cluster only: on a laptop there are no pods",
+    ("spec", "compute", "gpus"): "reserved in a cluster only: on a laptop programs use the GPUs that they find",
+}
+"""Fields of manifests, which are for both places, that change little or nothing on a laptop."""
+
+
+def notes(documents: Sequence[Document]) -> list[str]:
+    """Which fields of valid objects are for a cluster only."""
+    return [
+        f"note: {document.fault(way, meaning)}"
+        for document in documents
+        for way, meaning in CLUSTER_ONLY.items()
+        if dig(document.value, *way) is not None
+    ]
 
 
 def _key(value: Any) -> tuple[str, str, str] | None:

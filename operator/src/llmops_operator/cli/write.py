@@ -18,7 +18,7 @@ from llmops_operator.cli.kinds import BY_KIND, Target, parse_targets
 from llmops_operator.cli.laptop import Laptop, daemon_runs
 from llmops_operator.cli.manifests import Document, read_manifests, with_absolute_files
 from llmops_operator.cli.places import Key
-from llmops_operator.cli.validation import check
+from llmops_operator.cli.validation import check, notes
 from llmops_operator.controllers.ports import Conflict, NotFound
 
 Say = Callable[[str], None]
@@ -56,11 +56,13 @@ def named(key: Key) -> Target:
     return Target(BY_KIND[key[0]], key[2])
 
 
-def validate(namespace: str | None, names: Sequence[str], *, say: Say) -> None:
+def validate(namespace: str | None, names: Sequence[str], *, say: Say, warn: Say) -> None:
     """Say that each object is valid, or raise `Faults` with all that is wrong with them and their data."""
     documents = valid_documents(names, namespace)
     if faults := [fault for document in documents for fault in check_data(document)]:
         raise Faults(faults)
+    for note in notes(documents):
+        warn(note)
     for document in documents:
         say(f"{named(key_of(document))} is valid")
 
@@ -70,6 +72,8 @@ def apply(home: Path, namespace: str | None, names: Sequence[str], *, say: Say, 
     may come later, and the object's conditions say that it is waited for. Raises `CommandError`.
     """
     documents = valid_documents(names, namespace)
+    for note in notes(documents):
+        warn(note)
     for document in documents:
         for fault in check_data(document):
             warn(f"warning: {fault}")
