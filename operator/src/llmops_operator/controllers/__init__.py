@@ -1,1 +1,1 @@
-"""Gather, decide, act: one module a kind, the work queue between them, and lineage in MLflow behind a protocol."""
+"""Gather, decide, act: one loop for all kinds over one work queue, and lineage in MLflow behind a protocol."""

@@ -17,7 +17,7 @@ from llmops_api.v1alpha1 import KINDS, EmbeddingIndex, RagService, TrainingJob
 from llmops_api.v1alpha1.embedding_index import EmbeddingIndexCondition
 from llmops_api.v1alpha1.rag_service import RagServiceCondition
 from llmops_api.v1alpha1.training_job import TrainingJobCondition
-from llmops_operator.controllers import embedding_indexes, rag_services, training_jobs
+from llmops_operator.controllers import rag_services
 from llmops_operator.controllers.gathering import Look, Sources
 from llmops_operator.controllers.lineage.port import Lineage
 from llmops_operator.controllers.meter import Meter, NoMeter, Result
@@ -35,11 +35,13 @@ from llmops_operator.controllers.ports import (
 from llmops_operator.controllers.queue import WorkQueue
 from llmops_operator.controllers.references import References
 from llmops_operator.controllers.refusal import refused_status
+from llmops_operator.domain import embedding_index, training_job
 from llmops_operator.domain.admission import ApiObject, Invalid, parse
 from llmops_operator.domain.decision import Decision, Event, owner_of
-from llmops_operator.domain.embedding_index import FINALIZER
+from llmops_operator.domain.embedding_index import FINALIZER, IndexInput
 from llmops_operator.domain.lineage import EndRecord, RunEnd
 from llmops_operator.domain.timing import Timing
+from llmops_operator.domain.training_job import TrainingInput
 from llmops_operator.domain.workload import Owner
 
 log = logging.getLogger(__name__)
@@ -184,9 +186,10 @@ class ControlPlane:
         at = Look(self._sources, manifest, self._clock())
         match found:
             case TrainingJob():
-                return training_jobs.look(found, at)
+                run_url = self._lineage.run_url
+                return training_job.decide(TrainingInput(job=found, run_url=run_url, **at.about(found)))
             case EmbeddingIndex():
-                return embedding_indexes.look(found, at)
+                return embedding_index.decide(IndexInput(index=found, **at.about(found)))
             case RagService():
                 return rag_services.look(found, at)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import TypedDict
 
 import yaml
 
 from llmops_operator.controllers.lineage.port import Lineage
 from llmops_operator.controllers.ports import Backend, Manifest, Store
 from llmops_operator.controllers.references import References
+from llmops_operator.domain.admission import ApiObject
+from llmops_operator.domain.decision import owner_of
+from llmops_operator.domain.lineage import RecordState
 from llmops_operator.domain.timing import Timing
+from llmops_operator.domain.workload import WorkloadStatus
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,16 @@ class Sources:
     timing: Timing
 
 
+class Gathered(TypedDict):
+    """Arguments of the input of each kind's `decide`."""
+
+    now: datetime
+    manifest: Callable[[], str]
+    workloads: Mapping[str, WorkloadStatus]
+    records: RecordState
+    timing: Timing
+
+
 @dataclass(frozen=True)
 class Look:
     """One look at one object, at one moment."""
@@ -31,6 +48,16 @@ class Look:
     sources: Sources
     manifest: Manifest
     now: datetime
+
+    def about(self, found: ApiObject) -> Gathered:
+        """What is known of the object itself, without what it refers to."""
+        return {
+            "now": self.now,
+            "manifest": partial(as_written, self.manifest),
+            "workloads": self.sources.backend.observe(owner_of(found.kind, found.metadata)),
+            "records": self.sources.lineage.states(found.metadata.uid),
+            "timing": self.sources.timing,
+        }
 
 
 def as_written(manifest: Manifest) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from llmops_api.v1alpha1 import EmbeddingIndexStatus, RagService, RagServiceStatus, TrainingJobStatus
 from llmops_api.v1alpha1.meta import ModelSource
-from llmops_operator.controllers.gathering import Look, as_written
+from llmops_operator.controllers.gathering import Look
 from llmops_operator.controllers.ports import Key, Manifest, Store
 from llmops_operator.domain.admission import tolerant
-from llmops_operator.domain.decision import Decision, owner_of
+from llmops_operator.domain.decision import Decision
 from llmops_operator.domain.rag_service import KIND, ServiceInput, decide
 from llmops_operator.domain.serving import IndexView, JobView
 
@@ -30,14 +29,10 @@ def look(service: RagService, at: Look) -> Decision[RagServiceStatus]:
     return decide(
         ServiceInput(
             service=service,
-            now=at.now,
-            manifest=partial(as_written, at.manifest),
-            workloads=at.sources.backend.observe(owner_of(KIND, service.metadata)),
             job=_job(store, job) if job else None,
             resolution=at.sources.lineage.resolve(key, adapter.model if adapter else None),
             indexes={name: _index(store, index) for name, index in indexes.items()},
-            records=at.sources.lineage.states(service.metadata.uid),
-            timing=at.sources.timing,
+            **at.about(service),
         )
     )
 
