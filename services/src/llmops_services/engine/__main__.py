@@ -15,7 +15,7 @@ from llmops_api.programs import AdaptersConfig, EngineConfig, Env
 from llmops_api.reasons import FailureReason
 from llmops_services.engine.adapters import AdapterSync, RankTooHigh, rank_of
 from llmops_services.engine.command import arguments, environment, gpu_present, max_lora_rank
-from llmops_services.program import TryAgain, UserError, load_config, run_program
+from llmops_services.program import TryAgain, load_config, run_program
 from llmops_services.uris import local_path
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def _ranks_wanted(path: Path) -> list[int]:
         return []
     try:
         return [rank_of(local_path(adapter.uri)) for adapter in load_config(AdaptersConfig, path).adapters]
-    except (UserError, TryAgain) as error:
+    except Exception as error:  # the same is met again, and told, when they are loaded
         log.warning("starting without knowing the adapters' rank: %s", error)
         return []
 

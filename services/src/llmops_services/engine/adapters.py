@@ -17,7 +17,7 @@ import httpx
 from llmops_api.programs import AdaptersConfig, AdapterToLoad
 from llmops_api.reasons import FailureReason
 from llmops_services.engine.command import max_lora_rank
-from llmops_services.program import TryAgain, UserError, load_config
+from llmops_services.program import UserError, load_config
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +96,12 @@ class AdapterSync:
         try:
             folder = await asyncio.to_thread(self._fetch, adapter.uri)
             rank = rank_of(folder)
-            if max_lora_rank(rank) > self._max_rank:
-                raise RankTooHigh(rank)
-        except (UserError, TryAgain, ValueError) as error:
+            needed = max_lora_rank(rank)
+        except Exception as error:  # a full disk too: what is loaded goes on answering
             log.error("adapter %s (%s) cannot be loaded: %s", adapter.name, adapter.uri, error)
             return
+        if needed > self._max_rank:
+            raise RankTooHigh(rank)
         answer = await self._client.post(
             "/v1/load_lora_adapter", json={"lora_name": adapter.name, "lora_path": str(folder)}
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from llmops_api.programs import Env
 from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError, mlflow_away
+from llmops_services.shortages import disk_full
 from llmops_services.uris.cache import cached, folder_digest
 
 log = logging.getLogger(__name__)
@@ -68,4 +69,6 @@ def from_registry(uri: str, rest: str) -> Path:
                 FailureReason.MODEL_NOT_FOUND,
                 f"{uri}: MLflow has no such version or alias; see its Models page, and correct the URI",
             ) from error
+        if disk_full(error):
+            raise
         raise mlflow_away(error.error_code, f"{uri} is fetched when it does") from error
