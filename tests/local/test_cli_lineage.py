@@ -24,7 +24,8 @@ from llmops_operator.controllers.lineage_graph.reader import LineageReader
 from llmops_operator.domain.lineage import IndexRecord, ServiceRecord
 from llmops_operator.domain.workload import Owner
 from llmops_services.gateway.lookup import Source
-from llmops_services.gateway.traces import TraceRecord, TraceSender, now_ns
+from llmops_services.gateway.trace_record import TraceRecord, now_ns
+from llmops_services.gateway.traces import TraceSender
 from llmops_services.retrieval import Hit
 from llmops_services.training.tracking import DataFacts, open_run
 

@@ -29,7 +29,8 @@ from llmops_services.gateway.lookup import Encoders, Lookup, SearchableIndex, So
 from llmops_services.gateway.metrics import Metrics
 from llmops_services.gateway.prompting import build, question_at, room_for_sources, search_text
 from llmops_services.gateway.requests import ChatRequest, RagOptions
-from llmops_services.gateway.traces import TraceRecord, TraceSender, sample, sampling_ratio
+from llmops_services.gateway.trace_record import TraceRecord
+from llmops_services.gateway.traces import TraceSender, sample, sampling_ratio
 from llmops_services.program import UserError
 from llmops_services.retrieval import Hit
 

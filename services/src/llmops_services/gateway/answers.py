@@ -15,7 +15,7 @@ from llmops_services.gateway.citations import Citer
 from llmops_services.gateway.live import Revision
 from llmops_services.gateway.lookup import Source
 from llmops_services.gateway.requests import ChatRequest
-from llmops_services.gateway.traces import TraceRecord
+from llmops_services.gateway.trace_record import TraceRecord
 
 NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 

@@ -13,13 +13,12 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from llmops_services.gateway import traces
 from llmops_services.gateway.answers import Exchange, own_answer, own_events
 from llmops_services.gateway.asgi import JSON, ClientGone, WhileConnected, header, read_body, reply
 from llmops_services.gateway.cited_stream import DONE, CitedStream, encode
+from llmops_services.gateway.connection import EngineLost
 from llmops_services.gateway.engines import Reply, ask
 from llmops_services.gateway.errors import ApiError, bad_request, timed_out
-from llmops_services.gateway.exchange import EngineLost
 from llmops_services.gateway.limits import LIMITS, Limits
 from llmops_services.gateway.live import Live, Revision
 from llmops_services.gateway.metrics import Metrics
@@ -32,7 +31,8 @@ from llmops_services.gateway.prompting import (
     source_tokens,
 )
 from llmops_services.gateway.requests import ChatRequest, RagOptions
-from llmops_services.gateway.traces import TraceRecord, TraceSender
+from llmops_services.gateway.trace_record import MAX_TEXT, TraceRecord, now_ns
+from llmops_services.gateway.traces import TraceSender, sample
 from llmops_services.retrieval import select
 
 log = logging.getLogger(__name__)
@@ -103,19 +103,19 @@ class Chat:
             metrics.requested(ROUTE, code)
             metrics.duration.observe(time.perf_counter() - began)
             if exchange is not None and exchange.trace is not None and self._sender is not None:
-                exchange.trace.ended = traces.now_ns()
+                exchange.trace.ended = now_ns()
                 self._sender.put(exchange.trace)
 
     def _trace(self, revision: Revision, chat: ChatRequest, traceparent: bytes | None) -> TraceRecord | None:
         config = revision.config
         if self._sender is None or config.mlflow_experiment is None:
             return None
-        trace_id = traces.sample(self._ratio, traceparent)
+        trace_id = sample(self._ratio, traceparent)
         if trace_id is None:
             return None
         return TraceRecord(
             trace_id=trace_id,
-            started=traces.now_ns(),
+            started=now_ns(),
             experiment=config.mlflow_experiment,
             model_id=config.mlflow_model_id,
             service=f"{config.object.namespace}/{config.object.name}",
@@ -155,7 +155,7 @@ class Chat:
         config, chat, trace = exchange.revision.config, exchange.chat, exchange.trace
         wish = options.over(config.retrieval)
         query = exchange.query = search_text(chat.messages, question)
-        began, began_ns = time.perf_counter(), traces.now_ns()
+        began, began_ns = time.perf_counter(), now_ns()
         found = await exchange.revision.lookup.find(
             query, mode=wish.mode, candidates=wish.candidates, where=wish.where, names=wish.names
         )
@@ -185,13 +185,13 @@ class Chat:
                 "context_length_exceeded",
             )
         if trace is not None:
-            trace.query, trace.retrieval, trace.sources = query, (began_ns, traces.now_ns()), exchange.sources
+            trace.query, trace.retrieval, trace.sources = query, (began_ns, now_ns()), exchange.sources
             trace.collections = exchange.revision.lookup.collections()
 
     async def _ask(self, exchange: Exchange, body: dict[str, Any]) -> Reply:
         config, trace = exchange.revision.config, exchange.trace
         headers = {"traceparent": exchange.traceparent.decode("latin-1")} if exchange.traceparent is not None else {}
-        began = traces.now_ns()
+        began = now_ns()
         if trace is not None:
             trace.prompt = body
         answer = await ask(
@@ -200,8 +200,8 @@ class Chat:
         if exchange.chat.stream:
             self._metrics.first_token.observe(time.perf_counter() - exchange.began)
         if trace is not None:
-            trace.asked = (began, traces.now_ns())
-            trace.first_token = traces.now_ns() if exchange.chat.stream else None
+            trace.asked = (began, now_ns())
+            trace.first_token = now_ns() if exchange.chat.stream else None
         return answer
 
     async def _ask_with_sources(self, exchange: Exchange, question: int) -> Reply:
@@ -227,14 +227,14 @@ class Chat:
                     self._note(trace, parsed)
                     body = orjson.dumps({**parsed, "llmops": exchange.about()})
                 elif trace is not None:
-                    trace.error = body[: traces.MAX_TEXT].decode(errors="replace")
+                    trace.error = body[:MAX_TEXT].decode(errors="replace")
                 await reply(exchange.send, answer.status, body, exchange.headers(JSON))
                 return answer.status
             await self._start(exchange)
             piece = answer.first
             try:
                 while piece:
-                    if trace is not None and len(trace.raw) < 4 * traces.MAX_TEXT:
+                    if trace is not None and len(trace.raw) < 4 * MAX_TEXT:
                         trace.raw += piece
                     await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
                     piece = await rest.read()
@@ -242,7 +242,7 @@ class Chat:
                 raise lost(error) from error
             await exchange.send({"type": "http.response.body", "body": b""})
             if trace is not None and trace.asked is not None:
-                trace.asked = (trace.asked[0], traces.now_ns())
+                trace.asked = (trace.asked[0], now_ns())
             return 200
 
     async def _reply_cited(self, exchange: Exchange, answer: Reply) -> int:
@@ -277,7 +277,7 @@ class Chat:
             if trace is not None:
                 trace.answer, trace.finish_reason, trace.usage = stream.text, stream.finish_reason, stream.usage
                 if trace.asked is not None:
-                    trace.asked = (trace.asked[0], traces.now_ns())
+                    trace.asked = (trace.asked[0], now_ns())
         await exchange.send({"type": "http.response.body", "body": b""})
         return 200
 
@@ -303,7 +303,7 @@ class Chat:
         if trace is None:
             return
         choices = parsed.get("choices") or [{}]
-        trace.answer = str((choices[0].get("message") or {}).get("content") or "")[: traces.MAX_TEXT]
+        trace.answer = str((choices[0].get("message") or {}).get("content") or "")[:MAX_TEXT]
         trace.finish_reason, trace.usage = choices[0].get("finish_reason"), parsed.get("usage")
 
 

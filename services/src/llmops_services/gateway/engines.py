@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import orjson
 
 from llmops_api.programs import Env
+from llmops_services.gateway.connection import EngineLost
 from llmops_services.gateway.errors import ApiError, unavailable
-from llmops_services.gateway.exchange import Answer, ConnectionPool, EngineLost
+from llmops_services.gateway.exchange import Answer, ConnectionPool
 from llmops_services.gateway.limits import LIMITS, Limits
 
 log = logging.getLogger(__name__)
