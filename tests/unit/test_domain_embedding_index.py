@@ -13,7 +13,8 @@ from llmops_api.programs import IndexingAction, IndexingConfig
 from llmops_api.v1alpha1 import EmbeddingIndexStatus
 from llmops_api.v1alpha1.meta import Attempt, Progress
 from llmops_operator.domain.conditions import find
-from llmops_operator.domain.embedding_index import SYNC_REQUESTED, IndexInput, decide
+from llmops_operator.domain.embedding_index import IndexInput, decide
+from llmops_operator.domain.sync_due import SYNC_REQUESTED
 from llmops_operator.domain.timing import timestamp
 from llmops_operator.domain.workload import State, WorkloadStatus
 

@@ -26,10 +26,11 @@ from llmops_api.v1alpha1.rag_service import IndexInUse, ModelInUse
 from llmops_api.v1alpha1.training_job import ModelVersion
 from llmops_operator.domain import embedding_index, rag_service, training_job
 from llmops_operator.domain.decision import Decision
-from llmops_operator.domain.embedding_index import FINALIZER, SYNC_REQUESTED, IndexInput
+from llmops_operator.domain.embedding_index import FINALIZER, IndexInput
 from llmops_operator.domain.lineage import Recorded, RecordState, RegisteredVersion, Unrecorded, Unresolved
 from llmops_operator.domain.rag_service import ServiceInput
 from llmops_operator.domain.serving import IndexView, JobView
+from llmops_operator.domain.sync_due import SYNC_REQUESTED
 from llmops_operator.domain.timing import timestamp
 from llmops_operator.domain.training_job import TrainingInput
 from llmops_operator.domain.workload import State, WorkloadStatus

@@ -27,7 +27,7 @@ from llmops_operator.cli.tables import dig
 from llmops_operator.cli.up import pause
 from llmops_operator.cli.validation import notes
 from llmops_operator.cli.write import key_of, named, store_document, valid_documents
-from llmops_operator.domain.embedding_index import SYNC_REQUESTED
+from llmops_operator.domain.sync_due import SYNC_REQUESTED
 from llmops_operator.domain.timing import timestamp
 
 QUESTIONS = "ask.txt"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from llmops_api.names import index_alias
-from llmops_api.programs import IndexingAction, IndexingConfig, IndexingResult
+from llmops_api.programs import IndexingAction, IndexingResult
 from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.embedding_index import (
     DeletionPolicy,
@@ -31,18 +31,15 @@ from llmops_operator.domain.conditions import (
     updated,
     waits,
 )
-from llmops_operator.domain.decision import Decision, Event, normal, object_id, owner_of, transitions, warning, without
-from llmops_operator.domain.files import CACHE, STATE, config_file, program
-from llmops_operator.domain.fingerprint import workload_name
+from llmops_operator.domain.decision import Decision, Event, normal, owner_of, transitions, warning, without
+from llmops_operator.domain.index_workloads import drop_name, indexer, sync_name
 from llmops_operator.domain.lineage import RECORDING, IndexRecord, Recorded, RecordState, lineage_aspect, version_key
-from llmops_operator.domain.placement import asked, placed
-from llmops_operator.domain.timing import Timing, parse_timestamp, seconds_since, timestamp
-from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
+from llmops_operator.domain.sync_due import REFRESH, RETRY, due, requested_at
+from llmops_operator.domain.timing import Timing, seconds_since, timestamp
+from llmops_operator.domain.workload import State, Workload, WorkloadStatus
 
 KIND = "EmbeddingIndex"
 FINALIZER = "llmops.dev/collections"
-SYNC_REQUESTED = "llmops.dev/sync-requested-at"
-"""An annotation with a time: a sync that began before it is not good enough."""
 MAX_ATTEMPTS = 16
 NO_GATE = Reason.NO_GATE
 """The reason of GatePassed when nothing is asked of a version."""
@@ -88,7 +85,11 @@ def decide(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
         tries = tries_of.stopped(tries, i.now, tries_of.SPEC_CHANGED, "the spec was edited: it is done anew")
     if tries.open and index.spec.suspend:
         tries = tries_of.stopped(tries, i.now, tries_of.SUSPENDED)
-    cause, wait = (None, None) if tries.open or index.spec.suspend else _due(i, tries.attempts, changed)
+    cause, wait = (
+        (None, None)
+        if tries.open or index.spec.suspend
+        else due(index, tries.attempts, changed=changed, now=i.now, timing=i.timing)
+    )
     if cause:
         last = tries.attempts[-1].number if tries.attempts else 0
         tries = tries_of.begun(tries.attempts, last + 1, i.now)
@@ -102,87 +103,6 @@ def decide(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
         }
     )
     return _decision(i, status, tries, aspects, events, wait, started=cause is not None)
-
-
-def sync_name(index: str, number: int) -> str:
-    """The workload of a sync."""
-    return workload_name(index, f"sync-{number}")
-
-
-def drop_name(index: str) -> str:
-    """The workload that drops the collections of a deleted index."""
-    return workload_name(index, "drop")
-
-
-def indexer(index: EmbeddingIndex, name: str, action: IndexingAction) -> Workload:
-    """The workload that syncs or drops an index."""
-    identity = object_id(KIND, index.metadata, generation=index.metadata.generation)
-    spec = index.spec.model_copy(update={"pod_template": None})
-    config = IndexingConfig(object=identity, spec=spec, action=action)
-    return Workload(
-        name=name,
-        role=Role.INDEXER,
-        lifecycle=Lifecycle.COMPLETES,
-        command=program("indexing"),
-        files={"indexing.json": config_file(config)},
-        workers=spec.compute.workers,
-        volumes=(STATE, CACHE),
-        **asked(spec.compute),
-        **placed(index.metadata, index.spec.pod_template, spec.reads()),
-    )
-
-
-FIRST = "it was never synced"
-SPEC = "the spec has changed"
-RESUMED = "it is no longer suspended"
-REQUESTED = "it was asked for"
-RETRY = "the one before failed"
-REFRESH = "refresh.everySeconds is over"
-
-
-def _due(i: IndexInput, attempts: tuple[Attempt, ...], changed: bool) -> tuple[str | None, float | None]:
-    """Why a sync is to start now, or after how many seconds there may be a reason."""
-    if not attempts:
-        return FIRST, None
-    last = attempts[-1]
-    if changed:
-        return SPEC, None
-    if last.reason == tries_of.SUSPENDED:
-        return RESUMED, None
-    requested = _requested_at(i.index)
-    if isinstance(requested, datetime) and requested > parse_timestamp(last.start_time):
-        return REQUESTED, None
-    ended_ago = seconds_since(str(last.end_time), i.now)
-    refresh = i.index.spec.refresh
-    pauses: list[tuple[float, str]] = []
-    if tries_of.failed(last) and not tries_of.final(last):
-        pauses.append((i.timing.retry_delay(_failures_in_a_row(attempts)), RETRY))
-    if refresh:
-        pauses.append((float(refresh.every_seconds), REFRESH))
-    if not pauses:
-        return None, None
-    pause, cause = min(pauses)
-    return (cause, None) if ended_ago >= pause else (None, pause - ended_ago)
-
-
-def _failures_in_a_row(attempts: tuple[Attempt, ...]) -> int:
-    count = 0
-    for attempt in reversed(attempts):
-        if not tries_of.failed(attempt):
-            break
-        count += 1
-    return count
-
-
-def _requested_at(index: EmbeddingIndex) -> datetime | str | None:
-    """When a sync was asked for by annotation, or what is wrong with it."""
-    text = index.metadata.annotations.get(SYNC_REQUESTED)
-    if text is None:
-        return None
-    try:
-        return parse_timestamp(text)
-    except ValueError:
-        return f"the annotation {SYNC_REQUESTED} is {text!r}: write a time like 2026-11-23T06:17:36Z"
 
 
 def _synced_generation(conditions: tuple[Condition, ...]) -> int:
@@ -256,7 +176,7 @@ def _decision(
 ) -> Decision[EmbeddingIndexStatus]:
     index, spec = i.index, i.index.spec
     generation, now = index.metadata.generation, timestamp(i.now)
-    asked = _requested_at(index)
+    asked = requested_at(index)
     aspects[On.ACCEPTED] = holds(Reason.ACCEPTED, asked if isinstance(asked, str) else "the spec is valid")
     aspects[On.SUSPENDED] = (
         holds(Reason.SUSPENDED, "spec.suspend is set: nothing is synced until it is false")

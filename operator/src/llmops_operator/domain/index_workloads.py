@@ -1,0 +1,39 @@
+"""What is started for an EmbeddingIndex: the indexer, to sync it or to drop its collections."""
+
+from __future__ import annotations
+
+from llmops_api.programs import IndexingAction, IndexingConfig
+from llmops_api.v1alpha1.embedding_index import EmbeddingIndex
+from llmops_operator.domain.decision import object_id
+from llmops_operator.domain.files import CACHE, STATE, config_file, program
+from llmops_operator.domain.fingerprint import workload_name
+from llmops_operator.domain.placement import asked, placed
+from llmops_operator.domain.workload import Lifecycle, Role, Workload
+
+
+def sync_name(index: str, number: int) -> str:
+    """The workload of a sync."""
+    return workload_name(index, f"sync-{number}")
+
+
+def drop_name(index: str) -> str:
+    """The workload that drops the collections of a deleted index."""
+    return workload_name(index, "drop")
+
+
+def indexer(index: EmbeddingIndex, name: str, action: IndexingAction) -> Workload:
+    """The workload that syncs or drops an index."""
+    identity = object_id(index.kind, index.metadata, generation=index.metadata.generation)
+    spec = index.spec.model_copy(update={"pod_template": None})
+    config = IndexingConfig(object=identity, spec=spec, action=action)
+    return Workload(
+        name=name,
+        role=Role.INDEXER,
+        lifecycle=Lifecycle.COMPLETES,
+        command=program("indexing"),
+        files={"indexing.json": config_file(config)},
+        workers=spec.compute.workers,
+        volumes=(STATE, CACHE),
+        **asked(spec.compute),
+        **placed(index.metadata, index.spec.pod_template, spec.reads()),
+    )
