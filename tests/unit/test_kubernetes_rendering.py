@@ -108,6 +108,18 @@ def test_an_engine_on_gpus_asks_for_no_second_gpu_while_it_is_replaced() -> None
     assert {"name": "llmops-shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
 
 
+def test_an_indexer_with_a_gpu_has_the_image_with_cuda() -> None:
+    index = Owner("EmbeddingIndex", "team", "handbook", "uid-3")
+    indexer = replace(TRAINER, name="handbook-sync", role=Role.INDEXER)
+
+    def image(workload: Workload) -> str:
+        *_, main = render(index, workload, CONFIG)
+        return str(pod_of(main)["containers"][0]["image"])
+
+    assert image(indexer) == "llmops-services:1"
+    assert image(replace(indexer, gpus=1)) == "llmops-engine:1"
+
+
 def test_several_workers_are_a_rayjob_whose_head_does_not_train() -> None:
     children = rendered(JOB, replace(TRAINER, workers=2, gpus=1, deadline_seconds=600))
     assert "Job/handbook-train-1" not in children

@@ -35,7 +35,7 @@ class Images(Section):
     services: str
     """Gateway and indexer."""
     engine: str
-    """Engine (vLLM) and trainer."""
+    """Engine (vLLM) and trainer; the indexer, too, where it has GPUs or several workers."""
 
 
 class Mlflow(Section):

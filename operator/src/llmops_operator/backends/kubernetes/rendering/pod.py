@@ -92,8 +92,8 @@ def pod(
 
 
 def _heavy(workload: Workload) -> bool:
-    """Whether it needs the image with vLLM and Ray."""
-    return workload.role in (Role.ENGINE, Role.TRAINER) or workload.workers > 1
+    """Whether it needs the image with vLLM, Ray and CUDA."""
+    return workload.role in (Role.ENGINE, Role.TRAINER) or workload.workers > 1 or workload.gpus > 0
 
 
 def _env(workload: Workload, config: OperatorConfig, folders: dict[str, str]) -> list[dict[str, Any]]:
