@@ -66,7 +66,14 @@ ALLOWED = [
     *(("patch", f"{kind}.llmops.dev:status") for kind in KINDS),
     *(
         (verb, what)
-        for what in ("configmaps", "services", "persistentvolumeclaims", "jobs.batch", "deployments.apps")
+        for what in (
+            "configmaps",
+            "services",
+            "persistentvolumeclaims",
+            "networkpolicies.networking.k8s.io",
+            "jobs.batch",
+            "deployments.apps",
+        )
         for verb in ("list", "watch", "create", "patch", "delete")
     ),
     *((verb, "pods") for verb in ("list", "watch", "patch")),

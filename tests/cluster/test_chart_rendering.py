@@ -64,7 +64,6 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     },
     "policies": {
         "networkPolicy": {
-            "workloadNamespaces": ["team-a"],
             "mlflowFrom": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}],
         }
     },
@@ -175,6 +174,13 @@ def test_addresses_and_namespaces_reach_the_operator(helm: Helm, tmp_path: Path)
     config = config_of(helm.template(CASES["storage"]), tmp_path)
     assert config.cache.persistent_volume_claim is not None
     assert config.cache.persistent_volume_claim.size == "50Gi"
+
+
+def test_the_operator_is_told_whether_to_make_policies(helm: Helm, tmp_path: Path) -> None:
+    assert config_of(helm.template({}), tmp_path).network_policies
+    objects = helm.template(CASES["bare"])
+    assert not config_of(objects, tmp_path).network_policies
+    assert not [one for one in objects if one["kind"] == "NetworkPolicy"]
 
 
 def test_the_chart_has_the_generated_crds(helm: Helm) -> None:

@@ -184,6 +184,30 @@ async def test_drift_is_repaired_and_what_others_add_is_left_alone(
         await repaired()
 
 
+async def test_the_policy_of_an_engine_is_kept_as_it_was_rendered_and_goes_when_it_is_no_longer_wanted(
+    backend: KubernetesBackend, client: tuple[Client, Writes], owner: Owner, api_server: ApiServer
+) -> None:
+    engine = replace(GATEWAY, name="chat-engine", role=Role.ENGINE)
+    await backend.apply(owner, engine)
+    place = ("networkpolicy", engine.name, "-n", owner.namespace)
+    made = api_server.kubectl.get(*place)
+    told = asyncio.Event()
+    backend.subscribe(lambda _: told.set())
+    api_server.kubectl("patch", *place, "--type=json", "-p", '[{"op": "add", "path": "/spec/ingress/-", "value": {}}]')
+    async with asyncio.timeout(10):
+        await told.wait()
+    await backend.apply(owner, engine)
+    assert api_server.kubectl.get(*place)["spec"] == made["spec"]
+    without = KubernetesBackend(Api(client[0]), CONFIG.model_copy(update={"network_policies": False}))
+    await without.start()
+    try:
+        await without.apply(owner, engine)
+    finally:
+        await without.stop()
+    assert "not found" in api_server.kubectl.run("get", *place).stderr
+    assert api_server.kubectl.get("deployment", engine.name, "-n", owner.namespace)
+
+
 async def test_a_deleted_child_comes_back(backend: KubernetesBackend, owner: Owner, api_server: ApiServer) -> None:
     await backend.apply(owner, GATEWAY)
     told = asyncio.Event()

@@ -120,6 +120,47 @@ def test_an_indexer_with_a_gpu_has_the_image_with_cuda() -> None:
     assert image(replace(indexer, gpus=1)) == "llmops-engine:1"
 
 
+def test_an_engine_answers_the_gateway_of_its_own_service_alone() -> None:
+    children = rendered(SERVICE, ENGINE)
+    assert list(children) == [
+        "ConfigMap/chat-engine",
+        "ConfigMap/chat-engine-live",
+        "NetworkPolicy/chat-engine",
+        "Deployment/chat-engine",
+    ]
+    policy = children["NetworkPolicy/chat-engine"]
+    deployment = children["Deployment/chat-engine"]
+    assert policy["metadata"]["ownerReferences"] == deployment["metadata"]["ownerReferences"]
+    spec = policy["spec"]
+    assert spec["podSelector"] == deployment["spec"]["selector"]
+    assert spec["policyTypes"] == ["Ingress"]
+    (rule,) = spec["ingress"]
+    (container,) = pod_of(deployment)["containers"]
+    assert [one["port"] for one in rule["ports"]] == [one["containerPort"] for one in container["ports"]]
+    (peer,) = rule["from"]
+    (admitted,) = peer.values()  # of this namespace: a peer of another would be a namespaceSelector beside it
+
+    def labels_of(owner: Owner, workload: Workload) -> dict[str, str]:
+        *_, main = render(owner, workload, CONFIG)
+        found: dict[str, str] = main["spec"]["template"]["metadata"]["labels"]
+        return found
+
+    def admits(labels: dict[str, str]) -> bool:
+        wanted: dict[str, str] = admitted["matchLabels"]
+        return wanted.items() <= labels.items()
+
+    assert admits(labels_of(SERVICE, GATEWAY))
+    assert not admits(labels_of(SERVICE, ENGINE))
+    assert not admits(labels_of(replace(SERVICE, name="other", uid="uid-3"), GATEWAY))
+    mimic = {"metadata": {"labels": {"app.kubernetes.io/component": "gateway"}}}
+    assert not admits(labels_of(SERVICE, replace(ENGINE, pod_template=mimic)))
+
+
+def test_without_network_policies_none_is_rendered() -> None:
+    children = rendered(SERVICE, ENGINE, CONFIG.model_copy(update={"network_policies": False}))
+    assert "NetworkPolicy/chat-engine" not in children
+
+
 def test_several_workers_are_a_rayjob_whose_head_does_not_train() -> None:
     children = rendered(JOB, replace(TRAINER, workers=2, gpus=1, deadline_seconds=600))
     assert "Job/handbook-train-1" not in children

@@ -116,6 +116,7 @@ cache:
 {{- end }}
 {{- end }}
 podTemplate: {{ toJson .Values.workloads.podTemplate }}
+networkPolicies: {{ .Values.networkPolicy.enabled }}
 watchNamespaces: {{ toJson .Values.operator.watchNamespaces }}
 leaderElection:
   leaseName: {{ include "llmops.fullname" . }}-operator

@@ -104,6 +104,8 @@ class KubernetesBackend:
             await copy_connection(self._api, self._config, owner.namespace)
         for manifest in manifests:
             await self._children.apply(manifest)
+        if kind == "Deployment":
+            await self._children.prune(owner, workload.name, manifests)
         if workload.live_files:
             await self._refresh(owner, workload)
 

@@ -19,9 +19,12 @@ DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
 SERVICE = Resource("v1", "Service", "services")
 CONFIG_MAP = Resource("v1", "ConfigMap", "configmaps")
 CLAIM = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 POD = Resource("v1", "Pod", "pods")
 RAYJOB = Resource("ray.io/v1", "RayJob", "rayjobs")
-KINDS = {resource.kind: resource for resource in (JOB, DEPLOYMENT, SERVICE, CONFIG_MAP, CLAIM, POD, RAYJOB)}
+KINDS = {
+    resource.kind: resource for resource in (JOB, DEPLOYMENT, SERVICE, CONFIG_MAP, CLAIM, NETWORK_POLICY, POD, RAYJOB)
+}
 
 MADE_ONCE = frozenset({"Job", "RayJob", "PersistentVolumeClaim"})
 """What is never changed once it is there: an attempt runs as it was begun, and a claim keeps what it has."""
@@ -132,14 +135,18 @@ class Children:
 
     async def remove(self, owner: Owner, name: str) -> None:
         """Delete the children of a workload, and wait a moment until they and their pods are gone. Raises `NotYet`."""
-        for child in self._of_workload(owner, name):
-            metadata = child["metadata"]
-            if child["kind"] != "Pod" and not metadata.get("deletionTimestamp"):
-                resource, owning = KINDS[child["kind"]], child["kind"] in OWNING
-                await self._api.delete(
-                    resource, metadata["namespace"], metadata["name"], uid=metadata["uid"], owning=owning
-                )
+        await self.prune(owner, name, ())
         await self._until_gone(owner, name)
+
+    async def prune(self, owner: Owner, name: str, rendered: Iterable[Manifest]) -> None:
+        """Delete the children of a workload that are not among those rendered for it."""
+        kept = {key_of(manifest) for manifest in rendered}
+        for child in self._of_workload(owner, name):
+            metadata, kind = child["metadata"], child["kind"]
+            if kind != "Pod" and key_of(child) not in kept and not metadata.get("deletionTimestamp"):
+                await self._api.delete(
+                    KINDS[kind], metadata["namespace"], metadata["name"], uid=metadata["uid"], owning=kind in OWNING
+                )
 
     async def remove_claims(self, owner: Owner) -> None:
         """Delete the claims of an object. They go when no pod uses them any more: nobody waits for that."""

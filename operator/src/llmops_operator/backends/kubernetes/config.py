@@ -119,6 +119,8 @@ class OperatorConfig(Section):
     pod_template: PodTemplate = PodTemplate()
     """Of every workload; what an object's own `podTemplate` says wins."""
     cache: Cache = Cache(empty_dir=EmptyDir())
+    network_policies: bool = True
+    """Whether the engines of a service answer its gateway alone."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all."""
     leader_election: LeaderElection

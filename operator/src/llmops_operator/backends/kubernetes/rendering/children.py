@@ -11,6 +11,7 @@ from llmops_operator.backends.kubernetes.rendering.names import (
     CACHE_CLAIM,
     MANAGED_BY,
     MANAGER,
+    ROLE,
     UID,
     WORKLOAD,
     labels,
@@ -32,6 +33,8 @@ def render(owner: Owner, workload: Workload, config: OperatorConfig) -> tuple[Ma
     found = [*_claims(owner, workload, config), *_config_maps(owner, workload)]
     if workload.role is Role.GATEWAY:
         found.append(_service(owner, workload))
+    if workload.role is Role.ENGINE and config.network_policies:
+        found.append(_network_policy(owner, workload))
     if workload.lifecycle is Lifecycle.RUNS:
         found.append(_deployment(owner, workload, config))
     elif workload.workers > 1:
@@ -97,6 +100,21 @@ def _service(owner: Owner, workload: Workload) -> Manifest:
         "ports": [{"name": "http", "port": port, "targetPort": port, "protocol": "TCP"}],
     }
     return _child(owner, workload, "v1", "Service", spec=spec)
+
+
+def _network_policy(owner: Owner, workload: Workload) -> Manifest:
+    """vLLM asks for no key on some routes: nobody but the gateway of the same object reaches it."""
+    spec = {
+        "podSelector": {"matchLabels": {UID: owner.uid, WORKLOAD: workload.name}},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {
+                "from": [{"podSelector": {"matchLabels": {UID: owner.uid, ROLE: Role.GATEWAY.value}}}],
+                "ports": [{"port": port_of(workload), "protocol": "TCP"}],
+            }
+        ],
+    }
+    return _child(owner, workload, "networking.k8s.io/v1", "NetworkPolicy", spec=spec)
 
 
 def _config_maps(owner: Owner, workload: Workload) -> list[Manifest]:
