@@ -50,7 +50,7 @@ def configuration(namespace: str, *, lease: float = 15, renew: float = 2, **more
 def install_crds(server: ApiServer) -> None:
     files = [str(file) for file in (CHECKOUT / "crds").glob("*.yaml")]
     server.kubectl("apply", "--server-side", "--force-conflicts", *(part for file in files for part in ("-f", file)))
-    server.kubectl("wait", "--for=condition=Established", *(f"crd/{plural}.llmops.dev" for plural in KINDS.values()))
+    server.kubectl.await_crds(*(f"{plural}.llmops.dev" for plural in KINDS.values()))
 
 
 @contextmanager

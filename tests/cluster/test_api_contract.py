@@ -68,7 +68,7 @@ def clustered(value: Any) -> Any:
 def api(api_server: ApiServer) -> Iterator[Api]:
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         api_server.kubectl("apply", "--server-side", "-f", str(path))
-    api_server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    api_server.kubectl.await_crds()
     made = Api(api_server)
     yield made
     made.http.close()

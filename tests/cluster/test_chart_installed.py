@@ -43,7 +43,7 @@ def helm(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """Has installed a release `llmops` by the first version's values."""
     helm = Helm(tmp_path_factory.mktemp("helm"), server.kubeconfig)
     helm("install", "llmops", CHART, "--namespace", RELEASE, "--values", FIRST_VALUES)
-    server.kubectl("wait", "--for=condition=Established", "crd", *(f"{kind}.llmops.dev" for kind in KINDS))
+    server.kubectl.await_crds(*(f"{kind}.llmops.dev" for kind in KINDS))
     return helm
 
 

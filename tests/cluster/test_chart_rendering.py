@@ -99,7 +99,7 @@ def server(api_server: ApiServer) -> Iterator[ApiServer]:
     folder = binaries.module_folder(prometheus) / "example/prometheus-operator-crd"
     monitors = str(folder / "monitoring.coreos.com_servicemonitors.yaml")
     api_server.kubectl("apply", "--server-side", "-f", monitors)
-    api_server.kubectl("wait", "--for=condition=Established", "crd", "servicemonitors.monitoring.coreos.com")
+    api_server.kubectl.await_crds("servicemonitors.monitoring.coreos.com")
     yield api_server
     api_server.kubectl("delete", "crd", "servicemonitors.monitoring.coreos.com")
     for name in (RELEASE, "team-a", "team-b"):

@@ -52,7 +52,7 @@ READY = {"type": "Ready", "status": "True", "reason": "Serving", "message": "it 
 @pytest.fixture(scope="module")
 def cluster(api_server: ApiServer) -> ApiServer:
     api_server.kubectl("apply", "--server-side", "-f", str(CHECKOUT / "crds"))
-    api_server.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    api_server.kubectl.await_crds()
     return api_server
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,27 @@ class Kubectl:
         """Apply YAML or JSON on the server's side."""
         self("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
 
+    def await_crds(self, *names: str) -> None:
+        """Wait until the API server serves these kinds, or all that there are."""
+        # `kubectl wait` fails where the conditions are not written yet.
+        deadline = time.monotonic() + 60
+        while waiting := [one["metadata"]["name"] for one in self._crds(*names) if not _established(one)]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not served after a minute: {', '.join(waiting)}")
+            time.sleep(0.1)
+
+    def _crds(self, *names: str) -> list[dict[str, Any]]:
+        found = self.get("crd", *names)
+        return found["items"] if found["kind"] == "List" else [found]
+
     def get(self, *arguments: str) -> Any:
         """`kubectl get … -o json`, decoded."""
         return json.loads(self("get", *arguments, "-o", "json"))
+
+
+def _established(crd: Mapping[str, Any]) -> bool:
+    conditions = crd.get("status", {}).get("conditions") or ()
+    return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
 
 
 def as_list(manifests: Iterable[Manifest]) -> str:
