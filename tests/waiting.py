@@ -10,12 +10,13 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-def wait_until(holds: Callable[[], object], what: str, *, seconds: float = 120) -> None:
-    """Look every tenth of a second until `holds` is true; fail with `what` was waited for after `seconds`."""
+def wait_until(holds: Callable[[], Found], what: str, *, seconds: float = 120) -> Found:
+    """What `holds` gives, looked at every tenth of a second until it is true; fails with `what` was waited for after `seconds`."""
     end = time.monotonic() + seconds
-    while not holds():
+    while not (found := holds()):
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
+    return found
 
 
 async def eventually(holds: Callable[[], Found], *, seconds: float = 30) -> Found:

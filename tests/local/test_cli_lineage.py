@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow_server import MlflowServer
+from waiting import wait_until
 
 from llmops_api.lineage import DatasetContext, ModelType, Tag
 from llmops_api.programs import ObjectId, TrainingConfig
@@ -159,9 +160,7 @@ def _answer(url: str) -> None:
     sender = TraceSender(url)
     sender.start()
     sender.put(record)
-    end = time.monotonic() + 60
-    while sender.sent + sender.failed == 0 and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until(lambda: sender.sent + sender.failed, "the trace to be sent")
     sender.stop(5)
     assert sender.sent == 1
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from mlflow_server import MlflowServer
 
 from llmops_api.artifacts import SERVER_PATH, Tree, blob_path, parse_artifact_uri, sha256_of, tree_path
 from llmops_operator.cli.app import execute
@@ -40,34 +36,9 @@ spec:
 LINE = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 
 
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ("--workers", "1", "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--serve-artifacts")
-    where = ("--artifacts-destination", str(home / "artifacts"), "--host", "127.0.0.1", "--port", str(port))
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options, *where],
-            stdout=log, stderr=log, start_new_session=True, cwd=home, env=env,
-        )  # fmt: skip
-    try:
-        until = time.monotonic() + 180
-        while True:
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert server.poll() is None, (home / "log").read_text()
-                assert time.monotonic() < until, (home / "log").read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
+@pytest.fixture
+def mlflow(mlflow_server: MlflowServer) -> str:
+    return mlflow_server.url
 
 
 @pytest.fixture

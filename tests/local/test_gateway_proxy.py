@@ -8,7 +8,6 @@ import json
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import ModuleType
 
 import openai
 import pytest
+from waiting import wait_until
 
 
 def _stack() -> ModuleType:
@@ -175,18 +175,10 @@ def test_a_client_that_goes_away_ends_the_generation(folder: Path) -> None:
                         pass
                     assert engine.stats()["streams_open"] == 1, "the first token is here long before the last"
                 else:
-                    _until(lambda before=before: engine.stats()["requests"] > before["requests"])
-            _until(lambda before=before: engine.stats()["aborted"] == before["aborted"] + 1)
+                    wait_until(lambda before=before: engine.stats()["requests"] > before["requests"], "the request")
+            wait_until(lambda before=before: engine.stats()["aborted"] == before["aborted"] + 1, "the end of it")
         assert "llmops_gateway_cancelled_total 2.0" in gateway.get("/metrics")[1].decode()
         assert "llmops_gateway_in_flight 0.0" in gateway.get("/metrics")[1].decode()
-
-
-def _until(holds: object, seconds: float = 5.0) -> None:
-    assert callable(holds)
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def _ask(gateway: stack.Gateway, stream: bool = False) -> int:
@@ -198,7 +190,7 @@ def test_a_dead_engine_costs_nobody_an_answer(folder: Path, engine: stack.Runnin
     with stack.stub_engine(folder, ttft_ms=20, itl_ms=5, tokens=8) as other:
         config = stack.gateway_config([engine.url, other.url])
         with stack.gateway(folder, config) as gateway, ThreadPoolExecutor(8) as pool:
-            _until(lambda: b"engines_up 2.0" in gateway.get("/metrics")[1])
+            wait_until(lambda: b"engines_up 2.0" in gateway.get("/metrics")[1], "both engines")
             before = [one.stats()["requests"] for one in (engine, other)]
             assert set(pool.map(lambda n: _ask(gateway, n % 2 == 0), range(20))) == {200}
             after = [one.stats()["requests"] for one in (engine, other)]
@@ -235,11 +227,11 @@ def test_a_new_revision_serves_when_its_model_is_loaded_and_a_broken_file_change
     config = stack.gateway_config([engine.url])
     with stack.gateway(folder, config) as gateway:
         gateway.write({**config, "revision": "r2", "model": "stub-v9"})
-        _until(lambda: b"stub-v9" in gateway.get("/readyz")[1])
+        wait_until(lambda: b"stub-v9" in gateway.get("/readyz")[1], "a word about the model")
         assert gateway.wait()["revision"] == "r1", "the old one serves until the model is there"
         assert _ask(gateway) == 200
         gateway.config.write_text("{")
-        _until(lambda: b"not used" in gateway.get("/readyz")[1])
+        wait_until(lambda: b"not used" in gateway.get("/readyz")[1], "a word about the file")
         assert _ask(gateway) == 200
         gateway.write({**config, "revision": "r3", "model": "stub-v2"})
         report = gateway.wait(revision="r3", seconds=3)
@@ -263,7 +255,7 @@ def test_at_sigterm_answers_under_way_are_finished(folder: Path) -> None:
         ThreadPoolExecutor(4) as pool,
     ):
         answers = [pool.submit(_ask, gateway, stream) for stream in (True, False, True)]
-        _until(lambda: engine.stats()["streams_open"] == 3)
+        wait_until(lambda: engine.stats()["streams_open"] == 3, "three answers under way")
         gateway.process.send_signal(signal.SIGTERM)
         gateway.wait(ready=False)
         assert json.loads(gateway.get("/readyz")[1])["message"] == "shutting down"

@@ -20,6 +20,7 @@ from typing import Any
 import openai
 import pytest
 from mlflow_server import MlflowServer
+from waiting import wait_until
 
 from llmops_api.lineage import Tag
 
@@ -315,15 +316,13 @@ def _trace(uri: str, trace_id: str) -> Any:
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    end = time.monotonic() + 30
-    while True:
+
+    def find() -> Any:
         found = client.get_experiment_by_name("llmops/default")
         traces = client.search_traces(locations=[found.experiment_id]) if found else []
-        for trace in traces:
-            if trace.info.trace_id == trace_id and trace.data.spans:
-                return trace
-        assert time.monotonic() < end, f"no trace {trace_id} among {[trace.info.trace_id for trace in traces]}"
-        time.sleep(0.2)
+        return next((one for one in traces if one.info.trace_id == trace_id and one.data.spans), None)
+
+    return wait_until(find, f"the trace {trace_id}")
 
 
 def test_the_gateway_follows_an_alias_to_another_version_and_outlives_the_store(running: Stack) -> None:

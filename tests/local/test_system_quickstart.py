@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from waiting import wait_until
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -50,13 +51,6 @@ class Platform:
         return self.output.read_text(errors="replace")
 
 
-def until(holds: Callable[[], bool], *, seconds: float, what: str) -> None:
-    start = time.monotonic()
-    while not holds():
-        assert time.monotonic() - start < seconds, f"waited {seconds} s for {what}"
-        time.sleep(0.2)
-
-
 def processes_of(home: Path) -> list[str]:
     """What still runs with a path of `home` in its command line or environment."""
     found = []
@@ -81,7 +75,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         process = subprocess.Popen(command, stdout=shown, stderr=subprocess.STDOUT, start_new_session=True)
     running = Platform(home, process, output)
     try:
-        until(lambda: "curl " in running.shown or process.poll() is not None, seconds=1200, what="the quickstart")
+        wait_until(lambda: "curl " in running.shown or process.poll() is not None, seconds=1200, what="the quickstart")
         assert process.poll() is None, running.shown[-4000:]
         yield running
     finally:
@@ -174,7 +168,7 @@ def test_an_answer_is_traced_down_to_documents_data_models_and_manifests(platfor
         tree = done.stdout
         return done.returncode == 0
 
-    until(whole, seconds=60, what=f"the trace {answer['id']}")
+    wait_until(whole, seconds=60, what=f"the trace {answer['id']}")
     for part in (
         "handbook-chat",
         "handbook-assistant",
@@ -212,7 +206,7 @@ def test_a_new_version_is_served_within_seconds_of_its_gate_without_a_restart(
     platform.llmops("wait", "tj/handbook-assistant-2", "--for=condition=Succeeded", "--timeout=600s", timeout=620)
     gate = time.monotonic()
     version = platform.status("tj/handbook-assistant-2")["model"]
-    until(
+    wait_until(
         lambda: (platform.status("rag/handbook-chat").get("model") or {}).get("version") == version["version"],
         seconds=30,
         what=f"version {version['version']} of {version['name']}",
@@ -234,7 +228,9 @@ def test_killing_the_daemon_leaves_the_service_answering_and_the_next_one_adopts
     with platform.output.open("wb") as shown:
         command = [LLMOPS, "--home", str(platform.home), "run", str(EXAMPLE)]
         platform.process = subprocess.Popen(command, stdout=shown, stderr=subprocess.STDOUT, start_new_session=True)
-    until(lambda: "curl " in platform.shown or platform.process.poll() is not None, seconds=600, what="the second run")
+    wait_until(
+        lambda: "curl " in platform.shown or platform.process.poll() is not None, seconds=600, what="the second run"
+    )
     assert platform.process.poll() is None, platform.shown[-4000:]
     assert "not trained again" in platform.shown
     assert "0 chunks embedded" in platform.shown
@@ -251,4 +247,4 @@ def test_a_second_daemon_on_the_same_folder_is_refused_by_name(platform: Platfor
 def test_ctrl_c_ends_every_process(platform: Platform) -> None:
     platform.process.send_signal(signal.SIGINT)
     assert platform.process.wait(120) == 0, platform.shown[-2000:]
-    until(lambda: not processes_of(platform.home), seconds=20, what=f"the end of {processes_of(platform.home)}")
+    wait_until(lambda: not processes_of(platform.home), seconds=20, what=f"the end of {processes_of(platform.home)}")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+from waiting import wait_until
 
 from llmops_services.vectorstore.process import StoreProcess
 
@@ -153,13 +154,6 @@ def test_a_kill_leaves_no_half_collection(tmp_path: Path) -> None:
         assert list((tmp_path / "store" / "scratch").iterdir()) == []
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_an_index_is_built_beside_the_collection_and_takes_over_with_all_writes(tmp_path: Path) -> None:
     low = models.OptimizersConfigDiff(indexing_threshold=100)
     stop = threading.Event()
@@ -181,11 +175,11 @@ def test_an_index_is_built_beside_the_collection_and_takes_over_with_all_writes(
         client.create_payload_index("docs", "n", models.PayloadSchemaType.INTEGER)
         for start in range(0, 2000, 250):
             client.upsert("docs", [point(i) for i in range(start, start + 250)])
-        wait_until(lambda: client.get_collection("docs").status == models.CollectionStatus.YELLOW)
+        wait_until(lambda: client.get_collection("docs").status == models.CollectionStatus.YELLOW, "the optimizer")
         writer = threading.Thread(target=keep_writing)
         writer.start()
         (description,) = (tmp_path / "store" / "collections").glob("docs-*/collection.json")
-        wait_until(lambda: json.loads(description.read_text())["optimized_points"] == 2000)
+        wait_until(lambda: json.loads(description.read_text())["optimized_points"] == 2000, "the index")
         stop.set()
         writer.join(30)
         assert len(written) > 2000, "there were writes while the index was built"
