@@ -141,7 +141,11 @@ NAMES: Mapping[str, Names] = {
             Column("Reason", '.status.conditions[?(@.type=="Ready")].reason', wide=True),
         ),
         selectable=(".spec.model.adapter.trainingJobRef.name", ".status.phase"),
-        scale={"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"},
+        scale={
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        },
     ),
 }
 

@@ -83,16 +83,22 @@ def manifest(kind: str, namespace: str, name: str, **metadata: Any) -> dict[str,
     return {**head, "metadata": {"name": name, "namespace": namespace, **metadata}, "spec": specs[kind]}
 
 
+IN_MEMORY = (__file__,)
+REAL = ("-m", "llmops_operator.backends.kubernetes")
+
+
 class Operator:
     """An operator in a process of its own. Its log is `log`."""
 
-    def __init__(self, folder: Path, kubeconfig: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, kubeconfig: Path, config: dict[str, Any], program: tuple[str, ...] = IN_MEMORY
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log, path = folder / "log", folder / "operator.yaml"
         path.write_text(json.dumps(config))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, "--config", str(path), "--log-format", "text"],
+                [sys.executable, *program, "--config", str(path), "--log-format", "text"],
                 env={**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": str(Path(__file__).parent)},
                 stdout=log,
                 stderr=subprocess.STDOUT,

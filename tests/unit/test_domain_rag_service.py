@@ -103,6 +103,14 @@ def test_how_far_the_engine_is_is_shown_until_it_is_ready() -> None:
     assert look(workloads={"chat-engine": ready}).status.progress is None
 
 
+def test_an_autoscaler_is_told_the_pods_of_the_engine_where_there_are_pods() -> None:
+    engine, gateway = (WorkloadStatus(State.RUNNING, selector=f"role={role}") for role in ("engine", "gateway"))
+    seen = {"chat-engine": engine, "chat-gateway": gateway}
+    assert look(workloads=seen).status.selector == "role=engine"
+    assert look({"endpoint": {"urls": ["http://e/v1"], "name": "m"}}, workloads=seen).status.selector == "role=gateway"
+    assert "selector" not in look(workloads={"chat-engine": ENGINE}).status.dump()
+
+
 def test_the_address_stays_while_the_gateway_is_unwell_and_goes_with_it() -> None:
     status = RagServiceStatus(url="http://gateway")
     assert look(status=status, workloads={"chat-gateway": WorkloadStatus(State.RUNNING)}).status.url == "http://gateway"

@@ -281,6 +281,8 @@ class RagServiceStatus(Model):
     """How many engines (or gateways) there should be."""
     ready_replicas: int = 0
     """How many of them answer."""
+    selector: str | None = None
+    """The labels of their pods, for an autoscaler; only in a cluster."""
     progress: Progress | None = None
     run_id: str | None = None
     """The MLflow run of the revision."""

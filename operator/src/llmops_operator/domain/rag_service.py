@@ -111,6 +111,7 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
             "phase": _phase(aspects, report),
             "replicas": spec.replicas,
             "ready_replicas": serving.ready_replicas if serving else 0,
+            "selector": serving.selector if serving else None,
             "progress": _progress(engine_seen, gateway_seen),
         }
     )

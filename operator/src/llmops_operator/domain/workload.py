@@ -142,3 +142,5 @@ class WorkloadStatus:
     progress: Progress | None = None
     result: Mapping[str, Any] | None = None
     report: Mapping[str, Any] | None = None
+    selector: str | None = None
+    """What an autoscaler finds its replicas by, where there are such."""

@@ -94,6 +94,7 @@ def _running(
     gateway = metadata["labels"].get(ROLE) == Role.GATEWAY
     url = f"http://{metadata['name']}.{metadata['namespace']}.svc:{GATEWAY_PORT}"
     endpoints = ((url,) if serving else ()) if gateway else tuple(f"http://{ip}:{ENGINE_PORT}" for ip in serving)
+    selector = main["spec"]["selector"]["matchLabels"]
     reason, message = diagnose(pods)
     if (reason, message) == OK:
         reason, message = _refused(status.get("conditions") or (), "ReplicaFailure")
@@ -107,6 +108,7 @@ def _running(
         restarts=sum(one.get("restartCount", 0) for pod in pods for one in _containers(pod)),
         progress=progress,
         report=report,
+        selector=",".join(f"{label}={value}" for label, value in sorted(selector.items())),
     )
 
 
