@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 from api_cases import BASE, EDITS, INVALID, VALID, Spec, edited
+from documented import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -99,6 +100,12 @@ def test_a_file_of_a_laptop_is_refused_with_the_name_of_the_command(api: Api, ki
 def test_the_examples_are_taken_once_their_files_are_pushed(api: Api, path: Path) -> None:
     for document in yaml.safe_load_all(path.read_text()):
         assert api.refusal(document["kind"], clustered(document["spec"])) is None
+
+
+@pytest.mark.parametrize("example", [pytest.param(one, id=where) for where, one in examples()])
+def test_what_the_documentation_shows_is_taken(example: dict[str, Any], api: Api, api_server: ApiServer) -> None:
+    told = api_server.kubectl.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(clustered(example)))
+    assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
