@@ -11,7 +11,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -170,6 +170,18 @@ def attribute_docs(owner: type) -> dict[str, str]:
     return found
 
 
+def _models(of: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for model in of.__subclasses__():
+        yield model
+        yield from _models(model)
+
+
+FIELD_DOCS = {
+    model: attribute_docs(model) for model in _models(BaseModel) if model.__module__.startswith("llmops_api.")
+}
+"""Read at once: Python 3.11 cannot be relied on to parse when it has called itself as deep as pydantic does."""
+
+
 class _JsonSchema(GenerateJsonSchema):
     """JSON Schema with the rules of each model, and without null."""
 
@@ -188,9 +200,8 @@ class _JsonSchema(GenerateJsonSchema):
         if "description" in result:
             result["description"] = in_one_line(result["description"])
         for owner in reversed(model.__mro__):
-            if issubclass(owner, BaseModel) and owner is not BaseModel:
-                for field, text in attribute_docs(owner).items():
-                    result["properties"][model.model_fields[field].alias or field]["description"] = text
+            for field, text in FIELD_DOCS.get(owner, {}).items():
+                result["properties"][model.model_fields[field].alias or field]["description"] = text
         return result
 
     def enum_schema(self, schema: core_schema.EnumSchema) -> JsonSchemaValue:
