@@ -6,6 +6,7 @@ refused, as with strict validation), and the CEL rules by a translation of the l
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import importlib.util
@@ -14,16 +15,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import yaml
 from api_cases import BASE, EDITS, INVALID, JOB, VALID, Spec, edited
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llmops_api.v1alpha1 import KINDS, TrainingJobSpec
 from llmops_api.v1alpha1.meta import Model, Rule
+from llmops_api.v1alpha1.pod_template import PodTemplate
 from llmops_api.v1alpha1.training_job import immutable_changes
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -203,6 +205,33 @@ def test_a_status_that_the_controllers_write_fits_the_schema(kind: str) -> None:
     manifest = {"apiVersion": "llmops.dev/v1alpha1", "kind": kind, "metadata": {"name": "x"}, "spec": BASE[kind]}
     status = KINDS[kind].model_validate(manifest).status.dump()
     jsonschema.Draft202012Validator(strict(schema_of(kind)["properties"]["status"])).validate(status)
+
+
+def fields_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str, str]]:
+    """Model, name and name in YAML of each field; what is in a pod template is passed on as it is."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield annotation, name, field.alias or name
+            if annotation is not PodTemplate:
+                yield from fields_in(field.annotation)
+    for part in get_args(annotation):
+        yield from fields_in(part)
+
+
+def test_each_field_of_a_spec_is_read_by_a_program() -> None:
+    """By its name: one that is called like something else is not missed."""
+    roots = (CRDS.parent / folder / "src" for folder in ("operator", "services"))
+    nodes = [node for root in roots for path in root.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    words = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    fields = {field for kind in KINDS.values() for field in fields_in(kind.model_fields["spec"].annotation)}
+    assert len(fields) > 100
+    unread = [
+        f"{model.__name__}.{name}"
+        for model, name, alias in fields
+        if not (alias in words if model is PodTemplate else name in attributes)
+    ]
+    assert unread == []
 
 
 def test_the_files_are_what_the_generator_writes() -> None:

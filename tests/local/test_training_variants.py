@@ -73,7 +73,7 @@ def one_process(job: Job) -> dict[str, Any]:
     return told
 
 
-def test_two_workers_on_packed_data_learn_what_one_process_learns_on_twice_the_batch(
+def test_two_workers_with_packed_data_and_none_of_their_gpus_learn_what_one_process_learns_on_the_whole_batch(
     job: Job, mlflow_client: Any
 ) -> None:
     """Every step sees all the data, so that its order, its packing and its shares must make no difference."""
@@ -82,9 +82,11 @@ def test_two_workers_on_packed_data_learn_what_one_process_learns_on_twice_the_b
     alone = one_process(job)
     [length] = alone["lengths"]
 
-    job.spec["compute"] = {"workers": 2}
+    job.spec["compute"] = {"workers": 2, "gpus": {"count": 2}}
     job.spec["data"] |= {"packing": True, "maxLength": 2 * length + 1}  # two examples in a row of the batch
-    job.spec["hyperparameters"]["batchSize"] = 16
+    job.spec["hyperparameters"]["batchSize"] = (
+        8  # x 2 workers x 2 GPUs, whose shares a worker takes one after the other
+    )
     result = job.end(job.start())
     assert result["code"] == ExitCode.DONE, job.log()
     assert "world_rank=1" in (job.folder / "log").read_text("utf-8")

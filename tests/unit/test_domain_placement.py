@@ -51,7 +51,7 @@ def index() -> Workload:
         "sources": [{"name": "a", "uri": "pvc://documents"}, {"name": "b", "uri": "pkg://b/docs"}],
         "embedding": {"model": {"uri": "pvc://models/minilm"}},
         "evaluation": {"questions": {"uri": "pvc://questions/all.jsonl"}},
-        "compute": COMPUTE,
+        "compute": COMPUTE | {"gpus": {"product": "NVIDIA-H100-80GB-HBM3"}},
         "podTemplate": TEMPLATE,
     }
     made = EmbeddingIndex.model_validate({"metadata": METADATA, "spec": spec})
@@ -77,9 +77,9 @@ def service() -> dict[Role, Workload]:
 
 
 def test_a_worker_gets_what_compute_says() -> None:
-    for workload in (job(), index(), service()[Role.ENGINE]):
+    for workload, gpus in ((job(), 2), (index(), 1), (service()[Role.ENGINE], 2)):
         assert (workload.cpu, workload.memory) == ("4", "64Gi")
-        assert (workload.gpus, workload.gpu_product) == (2, "NVIDIA-H100-80GB-HBM3")
+        assert (workload.gpus, workload.gpu_product) == (gpus, "NVIDIA-H100-80GB-HBM3")
 
 
 def test_the_gateway_gets_no_gpu() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llmops_api.v1alpha1.meta import Compute
 from llmops_api.v1alpha1.training_job import Precision, Scheduler, TrainingJobSpec
 from llmops_services.evaluation.scores import Measured
+from llmops_services.training.cluster import spread
 from llmops_services.training.journal import JournalReader, JournalWriter
 from llmops_services.training.progress import AFTER, BEFORE, LOADING, REGISTERING, TRAINING, Reporter, percent_of_job
 from llmops_services.training.state import Finished, State
@@ -93,6 +96,28 @@ def test_every_hyperparameter_reaches_the_trainer(tmp_path: Path) -> None:
     assert (config.lr_scheduler_type, config.bf16, config.max_length, config.packing) == ("linear", False, 77, True)
     assert (config.save_steps, sft_config(_spec(maxSteps=5), tmp_path).max_steps) == (9, 5)
     assert sft_config(_spec(maxSteps=5, precision=Precision.BF16), tmp_path).bf16
+    assert (
+        sft_config(_spec(maxSteps=5, gradientAccumulationSteps=3), tmp_path, turns=4).gradient_accumulation_steps == 12
+    )
+
+
+@pytest.mark.parametrize(
+    ("compute", "there", "on_gpu", "processes"),
+    [
+        ({}, 0, False, 1),
+        ({}, 8, True, 1),
+        ({"workers": 2}, 1, False, 2),
+        ({"workers": 2}, 2, True, 2),
+        ({"workers": 2, "gpus": {"count": 4}}, 8, True, 8),
+        ({"workers": 2, "gpus": {"count": 4}}, 7, True, 2),
+        ({"workers": 2, "gpus": {"count": 4}}, 0, False, 2),
+        ({"gpus": {"count": 4}}, 1, True, 1),
+    ],
+)
+def test_a_process_for_each_gpu_that_is_asked_for_or_else_for_each_worker(
+    compute: dict[str, Any], there: int, on_gpu: bool, processes: int
+) -> None:
+    assert spread(Compute.model_validate(compute), there) == (on_gpu, processes)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,9 @@ class EmbeddingIndexSpec(Model):
         Rule("self.sources.all(a, self.sources.exists_one(b, a.name == b.name))",
              "two sources have the same name: give each source a name of its own",
              lambda self: len({source.name for source in self.sources}) == len(self.sources)),
+        Rule("!has(self.compute.gpus) || self.compute.gpus.count == 1",
+             "a worker of an EmbeddingIndex embeds on one GPU: leave compute.gpus.count out, and raise compute.workers instead",
+             lambda self: self.compute.gpus is None or self.compute.gpus.count == 1),
     )  # fmt: skip
 
     def reads(self) -> tuple[Source, ...]:

@@ -179,6 +179,11 @@ class Compute(Model):
     resources: Resources = Resources()
     gpus: Gpus | None = None
 
+    @property
+    def shares(self) -> int:
+        """Into so many equal parts the work is cut: one for each GPU, or one a worker where no GPU is asked for."""
+        return self.workers * (self.gpus.count if self.gpus else 1)
+
 
 class Progress(Model):
     """A sample of how far a piece of work is."""

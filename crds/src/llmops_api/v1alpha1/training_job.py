@@ -128,9 +128,11 @@ class Hyperparameters(Model):
     learning_rate: PositiveDecimal = "2e-4"
     """Its highest value."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Examples that go through the model at once, on each worker."""
+    """Examples that go through the model at once, on each GPU of each worker; without `compute.gpus`, on each worker."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Batches that make one step."""
+    """Batches of each GPU that make one step: batchSize x gradientAccumulationSteps x compute.workers x compute.gpus.count examples.
+    It is the same where there are fewer GPUs, as on a laptop: those that are there take more turns.
+    """
     warmup_ratio: PositiveDecimal = "0.03"
     """The share of the steps in which the learning rate rises."""
     scheduler: Scheduler = Scheduler.COSINE

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmops_api.programs import ExitCode, TrainingConfig
 from llmops_api.reasons import FailureReason
+from llmops_api.v1alpha1.meta import Compute
 from llmops_services.allocation import KEPT_BYTES
 from llmops_services.program import TryAgain, UserError
 from llmops_services.shortages import oom_kills
@@ -51,21 +52,23 @@ def fit(config: TrainingConfig, state: State, started: Callable[[], None]) -> No
 
     compute = config.spec.compute
     scratch = ray_folder(state)
-    _start_ray(compute.workers, scratch)
+    cores = _cores(compute)
+    _start_ray(cores * compute.workers, scratch)
     killed_before = oom_kills()
     try:
         started()
-        threads = _threads(config)
-        on_gpu = ray.cluster_resources().get("GPU", 0) >= compute.workers  # type: ignore[no-untyped-call]
+        on_gpu, processes = spread(compute, int(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
+        cpus = cores * compute.workers / processes
         trainer = (TorchTrainer if "RAY_ADDRESS" in os.environ else lean(TorchTrainer))(
             train_worker,
             train_loop_config={
                 "config": config.dump(),
                 "state": str(state.folder),
-                "threads": threads,
+                "threads": max(1, int(cpus)),
+                "on_gpu": on_gpu,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=compute.workers, use_gpu=on_gpu, resources_per_worker={"CPU": threads}
+                num_workers=processes, use_gpu=on_gpu, resources_per_worker={"CPU": int(cpus) or cpus}
             ),
             run_config=ray.train.RunConfig(
                 name=state.checkpoints.name,
@@ -96,6 +99,14 @@ def fit(config: TrainingConfig, state: State, started: Callable[[], None]) -> No
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def spread(compute: Compute, gpus: int) -> tuple[bool, int]:
+    """Whether to train on GPUs of a cluster that has so many, and in how many processes: one for each GPU that is asked for; where
+    there are fewer, one a worker.
+    """
+    processes = compute.shares if gpus >= compute.shares else compute.workers
+    return gpus >= processes, processes
+
+
 def ray_folder(state: State) -> Path:
     """Where the job's own Ray keeps its sockets and logs: always the same for a job, so that a killed attempt's are found, and
     short, for a socket's path holds 107 characters.
@@ -116,8 +127,8 @@ def lean(trainer: Any) -> Any:
     return Lean
 
 
-def _start_ray(workers: int, scratch: Path) -> None:
-    """Connect to the cluster of `RAY_ADDRESS`, or start one for this job alone, with its files in `scratch`."""
+def _start_ray(cores: int, scratch: Path) -> None:
+    """Connect to the cluster of `RAY_ADDRESS`, or start one with so many cores for this job alone, with its files in `scratch`."""
     import ray
 
     if "RAY_ADDRESS" in os.environ:
@@ -128,7 +139,7 @@ def _start_ray(workers: int, scratch: Path) -> None:
         try:
             ray.init(
                 include_dashboard=False,
-                num_cpus=max(os.cpu_count() or 1, workers),
+                num_cpus=max(os.cpu_count() or 1, cores),
                 object_store_memory=100 << 20,  # checkpoints go to the disk, and nothing else is exchanged
                 logging_level=logging.WARNING,
                 _temp_dir=str(scratch),
@@ -144,13 +155,13 @@ def _start_ray(workers: int, scratch: Path) -> None:
             return
 
 
-def _threads(config: TrainingConfig) -> int:
+def _cores(compute: Compute) -> int:
     """CPUs of each worker: what the spec asks for, or else a fair share of this machine's."""
-    asked = config.spec.compute.resources.cpu
+    asked = compute.resources.cpu
     if asked is not None:
         cores = float(asked[:-1]) / 1000 if asked.endswith("m") else float(asked)
         return max(1, math.ceil(cores))
-    return max(1, (os.cpu_count() or 1) // config.spec.compute.workers)
+    return max(1, (os.cpu_count() or 1) // compute.workers)
 
 
 def _find(error: BaseException | None, kind: type[Any]) -> Any:

@@ -43,7 +43,7 @@ def train(
     scratch = state.checkpoints / "scratch"  # on the same file system, so that a checkpoint can be moved in one step
     trainer = _Trainer(
         model=model,
-        args=sft_config(spec, scratch),
+        args=sft_config(spec, scratch, turns=spec.compute.shares // ray.train.get_context().get_world_size()),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(spec),
@@ -65,8 +65,10 @@ def _bare(trainer: SFTTrainer) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def sft_config(spec: TrainingJobSpec, output: Path) -> SFTConfig:
-    """The spec in TRL's words. What it does not name keeps TRL's default, but for the log, which is every step's."""
+def sft_config(spec: TrainingJobSpec, output: Path, *, turns: int = 1) -> SFTConfig:
+    """The spec in TRL's words, for a process that takes the shares of so many GPUs one after the other. What the spec does not
+    name keeps TRL's default, but for the log, which is every step's.
+    """
     chosen, on_cpu = spec.hyperparameters, not torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(output),
@@ -76,7 +78,7 @@ def sft_config(spec: TrainingJobSpec, output: Path) -> SFTConfig:
         max_steps=chosen.max_steps or -1,
         learning_rate=float(chosen.learning_rate),
         per_device_train_batch_size=chosen.batch_size,
-        gradient_accumulation_steps=chosen.gradient_accumulation_steps,
+        gradient_accumulation_steps=chosen.gradient_accumulation_steps * turns,
         warmup_steps=float(chosen.warmup_ratio),  # below 1 it is a share
         lr_scheduler_type={
             Scheduler.COSINE: "cosine",
