@@ -14,6 +14,7 @@ import operators
 import pytest
 import yaml
 from operators import KINDS, Operator, configuration, manifest, until
+from proxies import Proxy
 
 from harness.api_server import ApiServer
 
@@ -143,23 +144,26 @@ def test_a_leader_that_is_told_to_stop_hands_over_at_once(api_server: ApiServer,
     until(lambda: second_leads(second), 5)
 
 
-def test_a_leader_that_was_paused_writes_nothing_when_another_has_taken_over(
-    api_server: ApiServer, namespace: str, start: Start
+def test_a_leader_that_was_paused_amid_its_work_writes_nothing_when_another_has_taken_over(
+    api_server: ApiServer, namespace: str, start: Start, tmp_path: Path
 ) -> None:
-    first = start(lease=6, renew=1)
-    first.says("leads")
-    second = start(lease=6, renew=1)
-    second.says("stands by")
-    first.send(signal.SIGSTOP)
-    until(lambda: second_leads(second), 20)
-    apply_some(api_server, namespace, 3)
-    until(lambda: all_accepted(api_server, namespace, 3))
-    time.sleep(2)
-    before = versions(api_server, namespace)
-    first.send(signal.SIGCONT)
-    assert first.process.wait(20) == 1
-    assert "does not hold the lease" in first.log.read_text()
-    assert versions(api_server, namespace) == before
+    count = 30
+    with Proxy(api_server).running(tmp_path) as proxy:
+        first = start(proxy.kubeconfig, lease=6, renew=1, workers=2)
+        first.says("leads")
+        second = start(lease=6, renew=1)
+        second.says("stands by")
+        apply_some(api_server, namespace, count)
+        until(lambda: len(proxy.writes) > 10)
+        first.send(signal.SIGSTOP)
+        assert not all_accepted(api_server, namespace, count)  # it has more to write when it goes on
+        until(lambda: second_leads(second), 20)
+        made = len(proxy.writes)
+        first.send(signal.SIGCONT)
+        assert first.process.wait(20) == 1
+        assert "does not hold the lease" in first.log.read_text()
+        assert len(proxy.writes) == made
+    until(lambda: all_accepted(api_server, namespace, count))
     lease = api_server.kubectl.get("lease", "llmops-operator", "-n", namespace)
     assert lease["spec"]["holderIdentity"] in second.log.read_text()
 
@@ -192,26 +196,41 @@ def test_an_object_that_got_past_the_schema_is_told_so_and_holds_up_nobody(
     assert "Traceback" not in operator.log.read_text()
 
 
+READ = [
+    {"apiGroups": ["llmops.dev"], "resources": list(KINDS.values()), "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+    *(
+        {"apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"]}
+        for group, resources in {
+            "": ["configmaps", "persistentvolumeclaims", "pods", "services"],
+            "apps": ["deployments"],
+            "batch": ["jobs"],
+            "ray.io": ["rayjobs"],
+        }.items()
+    ),
+]
+
+
+def grant(server: ApiServer, namespace: str, user: str, rules: list[dict[str, Any]]) -> None:
+    group, metadata = "rbac.authorization.k8s.io", {"name": "operator", "namespace": namespace}
+    head = {"apiVersion": f"{group}/v1", "metadata": metadata}
+    role = {"apiGroup": group, "kind": "Role", "name": "operator"}
+    subject = {"apiGroup": group, "kind": "User", "name": user}
+    server.kubectl.apply(
+        {**head, "kind": "Role", "rules": rules},
+        {**head, "kind": "RoleBinding", "roleRef": role, "subjects": [subject]},
+    )
+
+
 def test_what_it_may_not_do_is_said_and_done_once_it_may(api_server: ApiServer, namespace: str, start: Start) -> None:
     api_server.kubectl.apply(manifest("TrainingJob", namespace, "a"))
-    operator = start(api_server.kubeconfig_of(f"operator-{namespace}", f"operator-{namespace}"))
+    user = f"operator-{namespace}"
+    operator = start(api_server.kubeconfig_of(user, user))
     operator.says('cannot list resource "trainingjobs"')
-    for verb, resources in {
-        "get,list,watch": "trainingjobs.llmops.dev,embeddingindexes.llmops.dev,ragservices.llmops.dev",
-        "get,create,update": "leases.coordination.k8s.io",
-    }.items():
-        name = resources.split(".")[0]
-        api_server.kubectl("create", "role", name, "-n", namespace, f"--verb={verb}", f"--resource={resources}")
-        api_server.kubectl(
-            "create", "rolebinding", name, "-n", namespace, f"--role={name}", f"--user=operator-{namespace}"
-        )
+    grant(api_server, namespace, user, READ)
     operator.says('cannot patch resource "trainingjobs/status"')
-    api_server.kubectl(
-        "create", "role", "status", "-n", namespace, "--verb=patch", "--resource=trainingjobs.llmops.dev/status"
-    )
-    api_server.kubectl(
-        "create", "rolebinding", "status", "-n", namespace, "--role=status", f"--user=operator-{namespace}"
-    )
+    status = {"apiGroups": ["llmops.dev"], "resources": ["trainingjobs/status"], "verbs": ["patch"]}
+    grant(api_server, namespace, user, [*READ, status])
     until(lambda: accepted(api_server, "trainingjobs", namespace, "a"))
     operator.says("events cannot be written")
     assert operator.end() == 0

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import operators
 import pytest
-from aiohttp import web
+from proxies import Answer, Proxy
 
 from harness.api_server import ApiServer
 from llmops_operator.backends.kubernetes import watching as watching_module
@@ -181,8 +180,7 @@ async def test_the_same_calls_have_the_same_answers_and_leave_the_same_objects(n
             assert answers[0] == answers[1], call
             assert view(memory.get(key)) == view(real.store.get(key)), call
             assert view(real.store.get(key)) == before or key in told, call
-            listed = {one["metadata"]["name"] for one in real.store.list("EmbeddingIndex", namespace)}
-            assert listed == {one["metadata"]["name"] for one in memory.list("EmbeddingIndex", namespace)} - {"z"}
+            assert {*real.store.keys()} == {*memory.keys()} - {real.key("z")}
 
 
 async def test_what_vanished_untold_is_found(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,69 +220,31 @@ async def test_the_same_event_is_counted_and_a_long_one_cut(namespace: str, api_
         assert "no such file" in api_server.kubectl("describe", "embeddingindex", "a", "-n", namespace)
 
 
-# Pushed back
-
-
-class Proxy:
-    """In front of the API server: answers the first writes by itself, as `answers` says."""
-
-    def __init__(self, server: ApiServer) -> None:
-        self._server, self.answers, self.writes = server, list[tuple[int, dict[str, str]]](), 0
-
-    @asynccontextmanager
-    async def running(self, folder: Path) -> AsyncIterator[Path]:
-        target = Client(await configuration())
-        app = web.Application()
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=target.rest_client.ssl_context))
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        path = folder / "proxied.kubeconfig"
-        path.write_text(
-            f"""{{"apiVersion": "v1", "kind": "Config", "current-context": "p", "users": [{{"name": "u", "user": {{}}}}],
-            "clusters": [{{"name": "p", "cluster": {{"server": "http://127.0.0.1:{runner.addresses[0][1]}"}}}}],
-            "contexts": [{{"name": "p", "context": {{"cluster": "p", "user": "u"}}}}]}}"""
-        )
-        try:
-            yield path
-        finally:
-            await runner.cleanup()
-            await self._session.close()
-            await target.close()
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        if request.method != "GET":
-            self.writes += 1
-            if self.answers:
-                code, headers = self.answers.pop(0)
-                return web.json_response({"message": "pushed back"}, status=code, headers=headers)
-        body = await request.read()
-        headers = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
-        async with self._session.request(
-            request.method, self._server.url + str(request.rel_url), data=body, headers=headers
-        ) as answer:
-            return web.Response(body=await answer.read(), status=answer.status, content_type="application/json")
-
-
 async def test_a_write_that_is_pushed_back_is_made_once_after_the_pause_asked_for(
     namespace: str, api_server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxy = Proxy(api_server)
     api_server.kubectl.apply(operators.manifest("EmbeddingIndex", namespace, "a"))
-    async with proxy.running(tmp_path) as kubeconfig:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    answers: list[Answer] = []
+    asked: list[str] = []
+
+    def instead(method: str, path: str) -> Answer | None:
+        asked.append(path)
+        return answers.pop(0) if answers else None
+
+    with Proxy(api_server).running(tmp_path) as proxy:
+        proxy.instead = instead
+        monkeypatch.setenv("KUBECONFIG", str(proxy.kubeconfig))
         metrics = Metrics()
         client = Client(await configuration(), meter=metrics)
         found = Cluster(client, namespace)
         await found.watching.fill()
         key = found.key("a")
         version = found.store.get(key)["metadata"]["resourceVersion"]  # type: ignore[index]
-        proxy.answers = [(429, {"Retry-After": "1"}), (503, {})]
+        answers[:] = [(429, {"Retry-After": "1"}), (503, {})]
         began = asyncio.get_running_loop().time()
         await found.store.write_status(key, {"phase": "Ready"}, resource_version=version)
         assert asyncio.get_running_loop().time() - began >= 1
-        assert proxy.writes == 3
+        assert len(asked) == 3
         assert found.store.get(key)["status"]["phase"] == "Ready"  # type: ignore[index]
         counted = {
             sample.labels["code"]: sample.value
@@ -292,14 +252,15 @@ async def test_a_write_that_is_pushed_back_is_made_once_after_the_pause_asked_fo
             if sample.name.endswith("_total")
         }
         assert counted == {"429": 1, "503": 1, "200": 1}
-        proxy.answers = [(409, {})]
+        answers[:] = [(409, {})]
         with pytest.raises(Conflict):
             await found.store.write_status(key, {}, resource_version=version)
-        proxy.answers = [(500, {})] * 5
+        answers[:] = [(500, {})] * 5
         with pytest.raises(Unavailable, match="overloaded or failing"):
             await found.store.write_status(key, {}, resource_version=version)
-        assert proxy.writes == 9
-        proxy.answers = [(403, {})]
+        assert len(asked) == 9
+        answers[:] = [(403, {})]
         with pytest.raises(Unavailable, match="the operator may not"):
             await found.store.write_status(key, {}, resource_version=version)
         await client.close()
+        await asyncio.sleep(0.1)  # a moment later the connections are closed

@@ -8,7 +8,7 @@ from typing import Any
 
 import operators
 import pytest
-from operators import REAL, Operator, configuration, manifest, until
+from operators import Operator, configuration, manifest, until
 
 from harness.api_server import ApiServer
 
@@ -29,7 +29,7 @@ def test_an_autoscaler_finds_the_pods_of_a_service_and_their_number(
     with operators.namespace(api_server) as namespace:
         service = manifest("RagService", namespace, "chat")
         kubectl.apply({**service, "spec": {"model": model, "replicas": 2}})
-        operator = Operator(tmp_path, api_server.kubeconfig, configuration(namespace), REAL)
+        operator = Operator(tmp_path, api_server.kubeconfig, configuration(namespace))
 
         def scale() -> dict[str, Any]:
             path = f"/apis/llmops.dev/v1alpha1/namespaces/{namespace}/ragservices/chat/scale"

@@ -68,6 +68,12 @@ class ApiServer:
         path.write_text(json.dumps(config, indent=1))  # JSON is YAML, and no YAML library reads it as fast
         return path
 
+    def tls(self) -> ssl.SSLContext:
+        """What a client needs to be its administrator."""
+        context = ssl.create_default_context(cafile=str(self._authority.certificate))
+        context.load_cert_chain(self.folder / "pki/admin.crt", self.folder / "pki/admin.key")
+        return context
+
     def start(self) -> None:
         """Start etcd and the API server, and wait until it answers."""
         self.processes.start(
@@ -131,8 +137,7 @@ class ApiServer:
 
     def wait(self, seconds: float = 120) -> None:
         """Wait until it is ready; RuntimeError with the log's end when it ends or does not come up."""
-        context = ssl.create_default_context(cafile=str(self._authority.certificate))
-        context.load_cert_chain(self.folder / "pki/admin.crt", self.folder / "pki/admin.key")
+        context = self.tls()
         deadline = time.monotonic() + seconds
         while True:
             for name in (ETCD, API_SERVER):

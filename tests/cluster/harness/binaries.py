@@ -82,6 +82,8 @@ def binary(program: str) -> Path:
 
 def build(*modules: Module) -> None:
     """Build what is missing, or was built from another version, of these modules. One process builds, others wait for it."""
+    if all(map(_is_built, modules)):
+        return  # whoever builds others is not waited for
     cache().mkdir(parents=True, exist_ok=True)
     with FileLock(cache() / "build.lock"):
         for module in modules:
