@@ -7,6 +7,7 @@ because the operator was restarted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmops_operator.backends.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Client
-from llmops_operator.controllers.ports import NotFound
+from llmops_operator.controllers.ports import Conflict, NotFound, Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ SERIES = 2000
 """So many events are remembered, to be counted instead of repeated,"""
 SERIES_SECONDS = 600.0
 """for so long after each was told last."""
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between tries to write an event while the API server is away. The others wait behind it."""
 NOTE_LENGTH = 1024
 """The API server takes no longer note."""
 
@@ -50,7 +53,7 @@ class EventRecorder:
 
     def __init__(self, client: Client, instance: str) -> None:
         self._client, self._instance = client, instance
-        self._waiting: asyncio.Queue[tuple[_Told, dict[str, Any]]] = asyncio.Queue(WAITING)
+        self._waiting: asyncio.Queue[tuple[str, _Told, dict[str, Any]]] = asyncio.Queue(WAITING)
         self._series: OrderedDict[_Told, _Series] = OrderedDict()
         self._failing = False
 
@@ -66,17 +69,18 @@ class EventRecorder:
             "uid": metadata["uid"],
             "resourceVersion": metadata["resourceVersion"],
         }
+        name = f"{metadata['name']}.{time.time_ns():x}"
         try:
-            self._waiting.put_nowait((_Told(metadata["uid"], type_, reason, note), reference))
+            self._waiting.put_nowait((name, _Told(metadata["uid"], type_, reason, note), reference))
         except asyncio.QueueFull:
             log.warning("too many events are waiting; dropped: %s %s: %s", metadata["name"], reason, message)
 
     async def run(self) -> None:
         """Write what is recorded."""
         while True:
-            told, regarding = await self._waiting.get()
+            waiting = await self._waiting.get()
             try:
-                await self._write(told, regarding)
+                await self._try(*waiting)
                 self._failing = False
             except Exception as error:
                 if not self._failing:
@@ -92,7 +96,17 @@ class EventRecorder:
         except TimeoutError:
             log.warning("%d events are left unwritten", self._waiting.qsize())
 
-    async def _write(self, told: _Told, regarding: dict[str, Any]) -> None:
+    async def _try(self, name: str, told: _Told, regarding: dict[str, Any]) -> None:
+        for pause in PAUSES:
+            try:
+                return await self._write(name, told, regarding)
+            except Refused:
+                raise
+            except Unavailable:
+                await asyncio.sleep(pause)
+        return await self._write(name, told, regarding)
+
+    async def _write(self, name: str, told: _Told, regarding: dict[str, Any]) -> None:
         now = time.monotonic()
         known = self._series.get(told)
         if known is not None and now - known.last < SERIES_SECONDS:
@@ -106,10 +120,10 @@ class EventRecorder:
                 self._series.move_to_end(told)
                 return
         path = f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events"
-        name = f"{regarding['name']}.{time.time_ns():x}"
-        await self._client.ask(
-            "POST", path, query={"fieldManager": FIELD_MANAGER}, body=self._event(name, told, regarding)
-        )
+        body = self._event(name, told, regarding)
+        # Of the same name is only the same event, written by a try whose answer was lost.
+        with contextlib.suppress(Conflict):
+            await self._client.ask("POST", path, query={"fieldManager": FIELD_MANAGER}, body=body)
         self._series[told] = _Series(f"{path}/{name}", 1, now)
         while len(self._series) > SERIES:
             self._series.popitem(last=False)
