@@ -29,6 +29,8 @@ class Write:
     path: str
     body: bytes
     code: int
+    version: str = ""
+    """What the object is since: the same as before when nothing has changed."""
 
 
 class Proxy:
@@ -99,7 +101,7 @@ class Proxy:
             return web.json_response({"message": "pushed back"}, status=said[0], headers=said[1])
         async with self._forward(request, body) as answer:
             content = await answer.read()
-            self.writes.append(Write(method, path, body, answer.status))
+            self.writes.append(Write(method, path, body, answer.status, _version(content)))
             if self.loses(method, path):
                 return _broken(request)
             return web.Response(body=content, status=answer.status, headers=_passed_on(answer.headers))
@@ -128,6 +130,13 @@ class Proxy:
 
 def _passed_on(headers: aiohttp.typedefs.LooseHeaders) -> dict[str, str]:
     return {name: value for name, value in dict(headers).items() if str(name).lower() not in _NOT_FORWARDED}
+
+
+def _version(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["metadata"]["resourceVersion"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _broken(request: web.Request) -> web.Response:
