@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from decisions import NOW, said
 from service_decisions import (
@@ -58,6 +60,17 @@ def test_the_gateway(seen: WorkloadStatus | None, reason: str, words: str, phase
     assert words in said_words
     assert said(decision, "Ready")[1] == reason
     assert decision.status.phase == phase
+
+
+def test_a_gateway_that_nobody_has_asked_since_a_restart_is_what_it_was_unless_something_has_changed() -> None:
+    before = look(workloads={"chat-engine": ENGINE, "chat-gateway": gateway_says(revision=WANTED)}).status
+    unasked = WorkloadStatus(State.RUNNING, ready_replicas=1, endpoints=("http://gateway",), unasked=True)
+    workloads = {"chat-engine": ENGINE, "chat-gateway": unasked}
+    assert look(status=before, workloads=workloads).status == before
+    edited = look(status=before, workloads=workloads, metadata={"generation": 2})
+    assert said(edited, "GatewayReady")[:2] == ("False", "NotReady")
+    gone = look(status=before, workloads={**workloads, "chat-gateway": replace(unasked, ready_replicas=0)})
+    assert said(gone, "GatewayReady")[:2] == ("False", "NotReady")
 
 
 ENGINES: dict[str, tuple[WorkloadStatus | None, str, str]] = {

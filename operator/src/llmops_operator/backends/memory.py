@@ -63,6 +63,10 @@ class MemoryStore:
         """The object."""
         return copy.deepcopy(self._objects.get(key))
 
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of all objects."""
+        return tuple(self._objects)
+
     def list(self, kind: str, namespace: str | None = None) -> list[Manifest]:
         """All objects of a kind."""
         return [

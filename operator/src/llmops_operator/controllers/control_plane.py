@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmops_api.reasons import Reason
-from llmops_api.v1alpha1 import KINDS, EmbeddingIndex, RagService, TrainingJob
+from llmops_api.v1alpha1 import EmbeddingIndex, RagService, TrainingJob
 from llmops_api.v1alpha1.embedding_index import EmbeddingIndexCondition
 from llmops_api.v1alpha1.rag_service import RagServiceCondition
 from llmops_api.v1alpha1.training_job import TrainingJobCondition
@@ -106,11 +106,15 @@ class ControlPlane:
             await asyncio.to_thread(self._lineage.stop)
 
     async def _resync(self) -> None:
+        """Add all objects once in `resync_seconds`, evenly, so that changes do not wait behind them."""
         while True:
-            await asyncio.sleep(self.options.resync_seconds)
-            for kind in KINDS:
-                for manifest in self._store.list(kind):
-                    self.queue.add((kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
+            keys = self._store.keys()
+            pause = self.options.resync_seconds / max(1, len(keys))
+            for key in keys:
+                await asyncio.sleep(pause)
+                self.queue.add(key)
+            if not keys:
+                await asyncio.sleep(pause)
 
     def _object_changed(self, key: Key) -> None:
         self.queue.add(key)

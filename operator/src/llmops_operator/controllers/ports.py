@@ -45,8 +45,8 @@ class Store(Protocol):
     def get(self, key: Key) -> Manifest | None:
         """The object as last seen, or None."""
 
-    def list(self, kind: str, namespace: str | None = None) -> list[Manifest]:
-        """All objects of a kind as last seen."""
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of all objects as last seen."""
 
     async def write_status(self, key: Key, status: Mapping[str, Any], *, resource_version: str) -> None:
         """Replace `status`. Raises `Conflict` or `NotFound`."""

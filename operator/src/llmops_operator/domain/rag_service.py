@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from llmops_api.programs import GatewayReport
 from llmops_api.reasons import Reason
+from llmops_api.v1alpha1.meta import ConditionStatus
 from llmops_api.v1alpha1.rag_service import (
     IndexInUse,
     RagService,
@@ -18,7 +19,7 @@ from llmops_api.v1alpha1.rag_service import (
     RagServiceSpec,
     RagServiceStatus,
 )
-from llmops_operator.domain.conditions import Aspect, holds, is_true, reported, summarised, updated, waits
+from llmops_operator.domain.conditions import Aspect, carried, holds, is_true, reported, summarised, updated, waits
 from llmops_operator.domain.decision import Decision, owner_of, transitions, without
 from llmops_operator.domain.fingerprint import fingerprint
 from llmops_operator.domain.lineage import Recorded, RecordState, Resolution, ServiceRecord, lineage_aspect
@@ -99,9 +100,8 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
         On.MODEL_RESOLVED: model.aspect,
         On.INDEXES_RESOLVED: indexes.aspect,
         On.ENGINE_READY: _engine_ready(spec, model, engine_seen),
-        On.GATEWAY_READY: _gateway_ready(
-            gateway_name(service.metadata.name) in wanted, model, revision, gateway_seen, report
-        ),
+        On.GATEWAY_READY: _known_before(service, gateway_seen)
+        or _gateway_ready(gateway_name(service.metadata.name) in wanted, model, revision, gateway_seen, report),
     }
     parts = [aspects[part] for part in (On.MODEL_RESOLVED, On.INDEXES_RESOLVED, On.ENGINE_READY, On.GATEWAY_READY)]
     aspects[On.READY] = summarised(parts, holds(Reason.READY, f"answers at {status.url}"))
@@ -200,6 +200,15 @@ def _engine_ready(spec: RagServiceSpec, model: ResolvedModel, seen: WorkloadStat
     if seen.reason:
         return reported(seen.reason, seen.message)
     return waits(Reason.STARTING, "the engine is loading the model")
+
+
+def _known_before(service: RagService, seen: WorkloadStatus | None) -> Aspect | None:
+    """That it was ready, while it runs as it did and nobody has asked it again."""
+    if seen is None or not seen.unasked or not seen.ready_replicas:
+        return None
+    known = carried(service.status.conditions, On.GATEWAY_READY)
+    same = known.status is ConditionStatus.TRUE and known.observed_generation == service.metadata.generation
+    return known if same else None
 
 
 def _gateway_ready(

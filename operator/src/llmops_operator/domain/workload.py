@@ -60,7 +60,7 @@ class Readiness:
     timeout_seconds: float = 5.0
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Owner:
     """The object that workloads belong to."""
 
@@ -144,3 +144,5 @@ class WorkloadStatus:
     report: Mapping[str, Any] | None = None
     selector: str | None = None
     """What an autoscaler finds its replicas by, where there are such."""
+    unasked: bool = False
+    """Whether nobody has asked it for its report yet, as when the control plane has just started."""

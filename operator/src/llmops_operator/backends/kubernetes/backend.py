@@ -19,7 +19,7 @@ from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.children import main_kind
 from llmops_operator.backends.kubernetes.rendering.names import LIVE, UID, WORKLOAD
 from llmops_operator.backends.kubernetes.rendering.rayjob import KIND as RAYJOB
-from llmops_operator.backends.kubernetes.status import ended_at, is_main, pods_of, status_of
+from llmops_operator.backends.kubernetes.status import MAINS, ended_at, is_main, pods_of, status_of
 from llmops_operator.controllers.ports import NotFound, NotYet, Refused
 from llmops_operator.domain.fingerprint import fingerprint
 from llmops_operator.domain.workload import Owner, State, Workload, WorkloadStatus
@@ -59,7 +59,7 @@ class KubernetesBackend:
 
     def observe(self, owner: Owner) -> Mapping[str, WorkloadStatus]:
         """The workloads of an object."""
-        children = self._children.of(owner)
+        children = self._children.of(owner, *MAINS, "Pod")
         found = {
             name: status_of(main, pods_of(children, main), self._listening.heard(owner, name))
             for main in children
@@ -111,7 +111,7 @@ class KubernetesBackend:
 
     def _is_missing(self, manifest: Mapping[str, Any]) -> bool:
         metadata = manifest["metadata"]
-        return self._children.get(manifest["kind"], metadata["namespace"], metadata["name"]) is None
+        return not self._children.has(manifest["kind"], metadata["namespace"], metadata["name"])
 
     def _trouble(self, key: tuple[Owner, str], cause: tuple[str, str] | None) -> None:
         """Remember why a workload could not be applied, and tell when that is new."""
@@ -148,11 +148,10 @@ class KubernetesBackend:
     async def _refresh(self, owner: Owner, workload: Workload) -> None:
         """Have the kubelets look at the live files now: they do at a change of the pod, else within a minute or two."""
         digest = fingerprint(dict(workload.live_files))[:16]
-        for pod in self._children.of(owner):
+        for pod in self._children.of(owner, "Pod"):
             metadata = pod["metadata"]
-            if pod["kind"] != "Pod" or metadata["labels"].get(WORKLOAD) != workload.name:
-                continue
-            if (metadata.get("annotations") or {}).get(LIVE) != digest:
+            known = (metadata.get("annotations") or {}).get(LIVE)
+            if metadata["labels"].get(WORKLOAD) == workload.name and known != digest:
                 await self._children.annotate(pod, {LIVE: digest})
 
     async def _look_for_kuberay(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmops_operator.backends.kubernetes.api import Api, Manifest, Resource
@@ -37,14 +38,22 @@ class Taken(Unavailable):
     """Somebody else has an object of that name."""
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An object and its children; one `owner` for all of them, because there are many."""
+
+    owner: Owner
+    keys: dict[Key, None] = field(default_factory=dict)
+
+
 class Children:
     """Reads are from memory. `changed` is called with the owner of a child that is new, has changed or has gone."""
 
     def __init__(self, api: Api, namespaces: Iterable[str], changed: Callable[[Owner], None]) -> None:
         self._api, self._tell = api, changed
         self._cache = Cache()
-        self._of: dict[Owner, dict[Key, None]] = {}
-        self._owners: dict[Key, Owner] = {}
+        self._families: dict[Owner, Family] = {}
+        self._family_of: dict[Key, Family] = {}
         self._going: dict[Owner, asyncio.Event] = {}
         places: list[str | None] = [*namespaces] or [None]
         self._informers = [
@@ -86,16 +95,22 @@ class Children:
 
     def owners(self) -> frozenset[Owner]:
         """All objects that have children."""
-        return frozenset(self._of)
+        return frozenset(self._families)
 
-    def of(self, owner: Owner) -> list[dict[str, Any]]:
-        """The children of an object, and the pods of its children."""
-        found = (self._cache.get(key) for key in list(self._of.get(owner, ())))
+    def of(self, owner: Owner, *kinds: str) -> list[dict[str, Any]]:
+        """The children of an object, and the pods of its children; those of some kinds, or of all."""
+        family = self._families.get(owner)
+        keys = list(family.keys) if family else ()
+        found = (self._cache.get(key) for key in keys if not kinds or key[0] in kinds)
         return [one for one in found if one is not None]
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """One child as last seen."""
         return self._cache.get((kind, namespace, name))
+
+    def has(self, kind: str, namespace: str, name: str) -> bool:
+        """Whether there is such a child, as far as seen."""
+        return (kind, namespace, name) in self._cache
 
     async def apply(self, manifest: Manifest) -> bool:
         """Make a child what was rendered; whether anything was written. Raises `NotYet` while an older one of its name goes,
@@ -150,8 +165,8 @@ class Children:
 
     async def remove_claims(self, owner: Owner) -> None:
         """Delete the claims of an object. They go when no pod uses them any more: nobody waits for that."""
-        for child in self.of(owner):
-            if child["kind"] == "PersistentVolumeClaim" and not child["metadata"].get("deletionTimestamp"):
+        for child in self.of(owner, "PersistentVolumeClaim"):
+            if not child["metadata"].get("deletionTimestamp"):
                 await self._api.delete(CLAIM, owner.namespace, child["metadata"]["name"], uid=child["metadata"]["uid"])
 
     def _of_workload(self, owner: Owner, name: str) -> list[dict[str, Any]]:
@@ -177,21 +192,20 @@ class Children:
         owner = owner_of(manifest)
         if owner is not None:
             key = key_of(manifest)
-            self._owners[key] = owner
-            self._of.setdefault(owner, {})[key] = None
+            family = self._family_of[key] = self._families.setdefault(owner, Family(owner))
+            family.keys[key] = None
             self._tell(owner)
 
     def _gone(self, key: Key) -> None:
-        owner = self._owners.pop(key, None)
-        if owner is None:
+        family = self._family_of.pop(key, None)
+        if family is None:
             return
-        mine = self._of[owner]
-        mine.pop(key, None)
-        if not mine:
-            del self._of[owner]
-        if owner in self._going:
-            self._going[owner].set()
-        self._tell(owner)
+        family.keys.pop(key, None)
+        if not family.keys:
+            del self._families[family.owner]
+        if family.owner in self._going:
+            self._going[family.owner].set()
+        self._tell(family.owner)
 
 
 def _same_owner(manifest: Manifest, live: Manifest) -> None:

@@ -9,7 +9,8 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import config as kube_config
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER = "llmops-operator"
 RETRIED = frozenset({429, 500, 502, 503, 504})
 TRIES = 5
+NO_RIGHT_MISSING = ("exceeded quota", "webhook", "PodSecurity", "LimitRange", "is being terminated")
+"""In the message of a 403 that no grant would help against; the last is said of a namespace."""
 LONGEST_PAUSE = 10.0
 CONNECTIONS = 64
 JSON_PATCH = "application/json-patch+json"
@@ -111,7 +114,7 @@ def failure(code: int, data: bytes, method: str, path: str) -> Exception:
             return NotFound(said or path)
         case 409:
             return Conflict(said or path)
-        case 403 if any(word in said for word in ("exceeded quota", "webhook", "PodSecurity", "LimitRange")):
+        case 403 if any(word in said for word in NO_RIGHT_MISSING):
             return Refused(f"the API server refuses it: {said}")
         case 422:
             return Refused(f"the API server refuses it: {said}")
@@ -153,4 +156,9 @@ async def configuration() -> Configuration:
             config_file=os.environ.get("KUBECONFIG"), client_configuration=found
         )
     found.connection_pool_maxsize = CONNECTIONS
+    server = urlsplit(str(found.host))
+    if not found.proxy and not proxy_bypass(server.hostname or ""):
+        found.proxy = getproxies().get(server.scheme)
+    # The session would look for a proxy and into ~/.netrc in a thread, at every request.
+    found.client_session_kwargs = {"trust_env": False}
     return found

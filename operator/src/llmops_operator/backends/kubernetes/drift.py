@@ -20,13 +20,15 @@ KEYS = ("name", "mountPath", "containerPort", "uid", "key")
 
 def holds(rendered: Any, live: Any) -> bool:
     """Whether everything of `rendered` stands in `live`, too. Quantities are compared as numbers, entries of lists by their key."""
+    if rendered == live:
+        return True
     if isinstance(rendered, Mapping):
         if not rendered:
             return live is not None
         return isinstance(live, Mapping) and all(holds(value, live.get(key)) for key, value in rendered.items())
     if isinstance(rendered, Sequence) and not isinstance(rendered, str):
         return isinstance(live, Sequence) and not isinstance(live, str) and _list_holds(rendered, live)
-    return rendered == live or _amount(rendered) == _amount(live) is not None
+    return _amount(rendered) == _amount(live) is not None
 
 
 def _list_holds(rendered: Sequence[Any], live: Sequence[Any]) -> bool:

@@ -21,8 +21,10 @@ from llmops_operator.controllers.ports import Conflict, NotFound, Refused, Unava
 
 log = logging.getLogger(__name__)
 
+WRITERS = 4
+"""Events are written at the same time by so many; those of an object by one, so that they can be counted."""
 WAITING = 1000
-"""So many events wait to be written at most; what comes then is dropped."""
+"""So many events wait for each of them at most; what comes then is dropped."""
 SERIES = 2000
 """So many events are remembered, to be counted instead of repeated,"""
 SERIES_SECONDS = 600.0
@@ -53,9 +55,10 @@ class EventRecorder:
 
     def __init__(self, client: Client, instance: str) -> None:
         self._client, self._instance = client, instance
-        self._waiting: asyncio.Queue[tuple[str, _Told, dict[str, Any]]] = asyncio.Queue(WAITING)
+        self._queues = [asyncio.Queue[tuple[str, _Told, dict[str, Any]]](WAITING) for _ in range(WRITERS)]
         self._series: OrderedDict[_Told, _Series] = OrderedDict()
         self._failing = False
+        self._dropping = False
 
     def record(self, regarding: Mapping[str, Any], *, type_: str, reason: str, message: str) -> None:
         """Have an event about an object written."""
@@ -70,15 +73,24 @@ class EventRecorder:
             "resourceVersion": metadata["resourceVersion"],
         }
         name = f"{metadata['name']}.{time.time_ns():x}"
+        queue = self._queues[hash(metadata["uid"]) % WRITERS]
         try:
-            self._waiting.put_nowait((name, _Told(metadata["uid"], type_, reason, note), reference))
+            queue.put_nowait((name, _Told(metadata["uid"], type_, reason, note), reference))
+            self._dropping = False
         except asyncio.QueueFull:
-            log.warning("too many events are waiting; dropped: %s %s: %s", metadata["name"], reason, message)
+            if not self._dropping:
+                log.warning("too many events are waiting; dropped: %s %s: %s", metadata["name"], reason, message)
+            self._dropping = True
 
     async def run(self) -> None:
         """Write what is recorded."""
+        async with asyncio.TaskGroup() as tasks:
+            for queue in self._queues:
+                tasks.create_task(self._write_all(queue))
+
+    async def _write_all(self, queue: asyncio.Queue[tuple[str, _Told, dict[str, Any]]]) -> None:
         while True:
-            waiting = await self._waiting.get()
+            waiting = await queue.get()
             try:
                 await self._try(*waiting)
                 self._failing = False
@@ -87,14 +99,16 @@ class EventRecorder:
                     log.warning("events cannot be written: %s", error)
                 self._failing = True
             finally:
-                self._waiting.task_done()
+                queue.task_done()
 
     async def flush(self, seconds: float) -> None:
         """Wait until all is written, `seconds` at most."""
         try:
-            await asyncio.wait_for(self._waiting.join(), seconds)
+            async with asyncio.timeout(seconds):
+                for queue in self._queues:
+                    await queue.join()
         except TimeoutError:
-            log.warning("%d events are left unwritten", self._waiting.qsize())
+            log.warning("%d events are left unwritten", sum(queue.qsize() for queue in self._queues))
 
     async def _try(self, name: str, told: _Told, regarding: dict[str, Any]) -> None:
         for pause in PAUSES:

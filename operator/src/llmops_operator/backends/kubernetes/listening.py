@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-import httpx
+import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 
 from llmops_api.programs import Said
@@ -27,19 +29,24 @@ from llmops_operator.backends.kubernetes.results import (
     progress_of,
     seconds_since,
 )
-from llmops_operator.backends.kubernetes.status import Heard, ended_at, is_main, pods_of, speaker
-from llmops_operator.controllers.ports import NotFound, Unavailable
+from llmops_operator.backends.kubernetes.status import MAINS, Heard, ended_at, is_main, pods_of, speaker
+from llmops_operator.controllers.ports import Conflict, NotFound, Unavailable
 from llmops_operator.domain.workload import Owner, Role
 
 log = logging.getLogger(__name__)
 
 COLLECT_SECONDS = 0.5
+OWED_SECONDS = 5.0
+"""How often it is looked for the result that an ended program still owes."""
 REPORT_SECONDS = 2.0
 """How often gateways are asked what they answer with."""
 REPORT_TIMEOUT = 5.0
 STUCK_SECONDS = 10.0
 """So long something may take to begin before it is asked why it does not."""
 MOST_REPORTS = 16
+"""Gateways that are asked at the same time."""
+FOLLOWED, ASKED_WHY, REPORTING = 500, 50, 300
+"""At most so many objects each time; the others are next."""
 
 Key = tuple[Owner, str]
 Manifest = Mapping[str, Any]
@@ -55,11 +62,13 @@ class Listening:
         self._logs = Logs(api)
         self._progress: dict[Key, Progress] = {}
         self._reports: dict[Key, Mapping[str, Any]] = {}
+        self._asked: set[Key] = set()
         self._warnings: dict[Key, str] = {}
         self._overdue: set[Key] = set()
         self._look_at: set[Owner] = set()
-        self._running: set[Owner] = set()
-        self._gateways: set[Owner] = set()
+        self._running = Turns(FOLLOWED)
+        self._beginning = Turns(ASKED_WHY)
+        self._gateways = Turns(REPORTING)
 
     def look_at(self, owner: Owner) -> None:
         """Its children have changed."""
@@ -71,6 +80,7 @@ class Listening:
         return Heard(
             self._progress.get(key),
             self._reports.get(key),
+            unasked=key not in self._asked,
             overdue=key in self._overdue,
             warning=self._warnings.get(key, ""),
         )
@@ -80,6 +90,7 @@ class Listening:
         key = (owner, name)
         self._progress.pop(key, None)
         self._reports.pop(key, None)
+        self._asked.discard(key)
         self._warnings.pop(key, None)
         self._overdue.discard(key)
 
@@ -96,6 +107,8 @@ class Listening:
             try:
                 if self._acting():
                     await look()
+            except (Conflict, NotFound, Unavailable) as reason:
+                log.info("what workloads say cannot be read or kept: %s", reason)
             except Exception:
                 log.exception("listening to workloads failed; it is tried again")
             await asyncio.sleep(seconds)
@@ -110,14 +123,13 @@ class Listening:
             raise
 
     async def _collect_of(self, owner: Owner) -> None:
-        children = self._children.of(owner)
+        children = self._children.of(owner, *MAINS, "Pod")
         mains = [one for one in children if is_main(one)]
         gateways = [one for one in mains if _is_gateway(one)]
-        (self._gateways.add if gateways else self._gateways.discard)(owner)
-        running = [one for one in mains if not ended_at(one) and not (one["kind"] == "Deployment" and _is_ready(one))]
-        (self._running.add if running or any(key[0] == owner for key in self._progress) else self._running.discard)(
-            owner
-        )
+        self._gateways.put(owner, bool(gateways))
+        running = any(_runs(one) or (owner, one["metadata"]["name"]) in self._progress for one in mains)
+        self._running.put(owner, running)
+        self._beginning.put(owner, running)
         for main in mains:
             if ended_at(main) and RESULT not in (main["metadata"].get("annotations") or {}):
                 await self._take_result(owner, main, pods_of(children, main))
@@ -134,14 +146,14 @@ class Listening:
             self._overdue.add(key)
             self._changed(owner)
         else:
-            self._look_at.add(owner)
+            asyncio.get_running_loop().call_later(OWED_SECONDS, self.look_at, owner)
 
     async def _follow(self) -> None:
         """How far programs are that complete, and services that are not ready yet."""
-        await asyncio.gather(*(self._follow_one(owner) for owner in list(self._running)))
+        await asyncio.gather(*(self._follow_one(owner) for owner in self._running.next()))
 
     async def _follow_one(self, owner: Owner) -> None:
-        children = self._children.of(owner)
+        children = self._children.of(owner, *MAINS, "Pod")
         news = False
         for main in (one for one in children if is_main(one)):
             key = (owner, main["metadata"]["name"])
@@ -159,8 +171,8 @@ class Listening:
 
     async def _ask_why(self) -> None:
         """Why pods cannot be made or cannot begin: where no status says it, events do."""
-        for owner in list(self._running):
-            children = self._children.of(owner)
+        for owner in self._beginning.next():
+            children = self._children.of(owner, *MAINS, "Pod", "PersistentVolumeClaim")
             for main in (one for one in children if is_main(one) and not ended_at(one)):
                 pods = pods_of(children, main)
                 key = (owner, main["metadata"]["name"])
@@ -189,37 +201,60 @@ class Listening:
 
     async def _ask(self) -> None:
         """What gateways answer with."""
-        if not self._gateways:
+        owners = self._gateways.next()
+        if not owners:
             return
         places = asyncio.Semaphore(MOST_REPORTS)
-        async with httpx.AsyncClient(timeout=REPORT_TIMEOUT, trust_env=False) as http:
-            await asyncio.gather(*(self._ask_of(owner, http, places) for owner in list(self._gateways)))
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REPORT_TIMEOUT)) as http:
+            await asyncio.gather(*(self._ask_of(owner, http, places) for owner in owners))
 
-    async def _ask_of(self, owner: Owner, http: httpx.AsyncClient, places: asyncio.Semaphore) -> None:
-        children = self._children.of(owner)
+    async def _ask_of(self, owner: Owner, http: aiohttp.ClientSession, places: asyncio.Semaphore) -> None:
+        children = self._children.of(owner, *MAINS, "Pod")
         for main in (one for one in children if is_main(one) and _is_gateway(one)):
             key = (owner, main["metadata"]["name"])
             found = [said for pod in pods_of(children, main) if (said := await _report(pod, http, places)) is not None]
             before = self._reports.get(key)
             # While some replicas have taken a change over and some have not, what was said before still counts.
             report = before if before in found else found[0] if found else None
-            if report == before:
+            if report == before and key in self._asked:
                 continue
+            self._asked.add(key)
             if report is None:
-                del self._reports[key]
+                self._reports.pop(key, None)
             else:
                 self._reports[key] = report
             self._changed(owner)
 
 
-async def _report(pod: Manifest, http: httpx.AsyncClient, places: asyncio.Semaphore) -> Mapping[str, Any] | None:
+class Turns:
+    """Objects that take turns, `most` at a time. One that is put anew, because it has changed, is next."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._owners = most, OrderedDict[Owner, None]()
+
+    def put(self, owner: Owner, there: bool) -> None:
+        """Have it take turns, or not."""
+        self._owners.pop(owner, None)
+        if there:
+            self._owners[owner] = None
+            self._owners.move_to_end(owner, last=False)
+
+    def next(self) -> list[Owner]:
+        """Those whose turn it is."""
+        found = list(islice(self._owners, self._most))
+        for owner in found:
+            self._owners.move_to_end(owner)
+        return found
+
+
+async def _report(pod: Manifest, http: aiohttp.ClientSession, places: asyncio.Semaphore) -> Mapping[str, Any] | None:
     address = (pod.get("status") or {}).get("podIP")
     if not address or pod["metadata"].get("deletionTimestamp"):
         return None
     try:
-        async with places:
-            said = (await http.get(f"http://{address}:{GATEWAY_PORT}/readyz")).json()
-    except (httpx.HTTPError, ValueError):
+        async with places, http.get(f"http://{address}:{GATEWAY_PORT}/readyz") as answer:
+            said = await answer.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return None
     return said if isinstance(said, dict) else None
 
@@ -230,6 +265,11 @@ def _is_unbound(child: Manifest) -> bool:
 
 def _is_gateway(main: Manifest) -> bool:
     return bool(main["metadata"]["labels"].get(ROLE) == Role.GATEWAY)
+
+
+def _runs(main: Manifest) -> bool:
+    """Whether it is to be followed: it completes and has not, or is not ready yet."""
+    return not ended_at(main) and not (main["kind"] == "Deployment" and _is_ready(main))
 
 
 def _is_ready(main: Manifest) -> bool:

@@ -40,9 +40,14 @@ def main(make_backend: MakeBackend, arguments: Sequence[str] | None = None) -> i
     try:
         asyncio.run(run(config, make_backend))
     except* LeadershipLost as lost:
-        log.error("%s; this process ends", lost.exceptions[0])
+        log.error("%s; this process ends", first_of(lost))
         code = LEADERSHIP_LOST
     return code
+
+
+def first_of(error: BaseException) -> BaseException:
+    """What a group of groups is about."""
+    return first_of(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def log_to_stderr(form: str, level: str) -> None:

@@ -19,6 +19,8 @@ from llmops_operator.backends.kubernetes.said import failure_in, last_said
 from llmops_operator.domain.workload import Role, State, WorkloadStatus
 
 Manifest = Mapping[str, Any]
+MAINS = ("Deployment", "Job", RAYJOB)
+"""The kinds of children that run a workload."""
 _EXIT = re.compile(r"exit code (\d+)")
 
 
@@ -28,6 +30,7 @@ class Heard:
 
     progress: Progress | None = None
     report: Mapping[str, Any] | None = None
+    unasked: bool = False
     overdue: bool = False
     warning: str = ""
     """What an event says of what cannot begin."""
@@ -45,7 +48,7 @@ def status_of(main: Manifest, pods: Sequence[Manifest], heard: Heard) -> Workloa
 def _status_of(main: Manifest, pods: Sequence[Manifest], heard: Heard) -> WorkloadStatus:
     match main["kind"]:
         case "Deployment":
-            return _running(main, pods, heard.progress, heard.report)
+            return _running(main, pods, heard)
         case "Job":
             return _job(main, pods, heard.progress, overdue=heard.overdue)
         case _:
@@ -54,7 +57,7 @@ def _status_of(main: Manifest, pods: Sequence[Manifest], heard: Heard) -> Worklo
 
 def is_main(child: Manifest) -> bool:
     """Whether a child is the one that runs its workload."""
-    return child["kind"] in ("Deployment", "Job", RAYJOB)
+    return child["kind"] in MAINS
 
 
 def pods_of(children: Sequence[Manifest], main: Manifest) -> list[Manifest]:
@@ -85,9 +88,7 @@ def _end_of(status: Manifest) -> Manifest | None:
     return next((one for one in conditions if one["type"] in ("Complete", "Failed") and one["status"] == "True"), None)
 
 
-def _running(
-    main: Manifest, pods: Sequence[Manifest], progress: Progress | None, report: Mapping[str, Any] | None
-) -> WorkloadStatus:
+def _running(main: Manifest, pods: Sequence[Manifest], heard: Heard) -> WorkloadStatus:
     status = main.get("status") or {}
     metadata = main["metadata"]
     serving = sorted(pod["status"]["podIP"] for pod in pods if _ready(pod))
@@ -106,8 +107,9 @@ def _running(
         ready_replicas=len(serving),
         endpoints=endpoints,
         restarts=sum(one.get("restartCount", 0) for pod in pods for one in _containers(pod)),
-        progress=progress,
-        report=report,
+        progress=heard.progress,
+        report=heard.report,
+        unasked=gateway and heard.unasked,
         selector=",".join(f"{label}={value}" for label, value in sorted(selector.items())),
     )
 

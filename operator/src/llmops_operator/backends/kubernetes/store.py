@@ -32,9 +32,9 @@ class KubernetesStore:
         """The object as last seen, or None."""
         return self._cache.get(key)
 
-    def list(self, kind: str, namespace: str | None = None) -> list[Manifest]:
-        """All objects of a kind as last seen."""
-        return list(self._cache.list(kind, namespace))
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of all objects as last seen."""
+        return tuple(key for kind in KINDS for key, _ in self._cache.keys(kind))
 
     async def write_status(self, key: Key, status: Mapping[str, Any], *, resource_version: str) -> None:
         """Replace `status` by one PATCH, if the object is still as it was. Raises `Conflict`, `NotFound`, `Unavailable`."""
@@ -65,9 +65,8 @@ class KubernetesStore:
     def subscribe(self, listener: Callable[[Key], None]) -> None:
         """Call `listener` with the key of each object that is there, and of each that changes or goes."""
         self._listeners.append(listener)
-        for kind in KINDS:
-            for key, _ in self._cache.keys(kind):
-                listener(key)
+        for key in self.keys():
+            listener(key)
 
     def seen(self, manifest: Mapping[str, Any]) -> None:
         """An object is so now, or was so a while ago."""

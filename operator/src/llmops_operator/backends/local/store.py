@@ -54,6 +54,11 @@ class SqliteStore:
         self._refresh()
         return self._objects.get(key)
 
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of all objects."""
+        self._refresh()
+        return tuple(self._objects)
+
     def list(
         self, kind: str, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
     ) -> list[Manifest]:
