@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,14 +16,14 @@ from kubernetes.aio.client import Configuration
 
 from harness.api_server import ApiServer
 from llmops_operator.backends.kubernetes import listening
-from llmops_operator.backends.kubernetes.api import Api
+from llmops_operator.backends.kubernetes.api import Api, Resource
 from llmops_operator.backends.kubernetes.backend import KubernetesBackend
 from llmops_operator.backends.kubernetes.client import Client
 from llmops_operator.backends.kubernetes.config import ConnectionSecret, LeaderElection, OperatorConfig
 from llmops_operator.backends.kubernetes.connection import copy_connection
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.names import LIVE, RESULT, labels
-from llmops_operator.controllers.ports import NotYet
+from llmops_operator.controllers.ports import NotFound, NotYet
 from llmops_operator.domain.files import CACHE, STATE
 from llmops_operator.domain.workload import Lifecycle, Owner, Readiness, Role, State, Workload
 
@@ -256,9 +257,8 @@ async def test_endpoints_are_the_service_of_a_gateway_and_the_ready_pods_of_an_e
 JOB_ENDS = {"Complete": ("SuccessCriteriaMet", "Complete"), "Failed": ("FailureTarget", "Failed")}
 
 
-def end_job(server: ApiServer, owner: Owner, type_: str, reason: str = "") -> None:
+def end_job(server: ApiServer, owner: Owner, type_: str, reason: str = "", now: str = "2026-11-25T00:00:00Z") -> None:
     """As the Job controller would, in the two steps that the API server asks for."""
-    now = "2026-11-25T00:00:00Z"
     counts = {"startTime": now, "succeeded" if type_ == "Complete" else "failed": 1}
     if type_ == "Complete":
         counts["completionTime"] = now
@@ -281,6 +281,25 @@ async def test_a_job_has_succeeded_when_its_result_is_kept(
     status = await until(lambda: (one := backend.observe(owner)[JOB.name]).state is State.SUCCEEDED and one)
     assert status.result == {"steps": 3}
     assert status.exit_code == 0
+
+
+async def test_a_result_that_is_owed_is_looked_for_now_and_then(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def log(self: Api, resource: Resource, namespace: str, name: str, **_: Any) -> str:
+        asked.append(name)
+        raise NotFound("it cannot be read yet")
+
+    monkeypatch.setattr(Api, "log", log)
+    await backend.apply(owner, JOB)
+    pod(api_server, owner, JOB, "train-1-abc", phase="Succeeded")
+    end_job(api_server, owner, "Complete", now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    await until(lambda: asked)
+    await asyncio.sleep(4 * listening.COLLECT_SECONDS)
+    assert asked == ["train-1-abc"]
+    assert backend.observe(owner)[JOB.name].state is State.RUNNING
 
 
 async def test_a_job_that_failed_says_what_its_program_said_and_its_exit_code(

@@ -1,0 +1,297 @@
+"""The operator while the API server is in trouble, while people interfere, and what it lets nobody read."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import operators
+import pytest
+from operators import KINDS, Operator, chain, configuration, manifest, until
+from proxies import Answer, Proxy, Write
+from stand_in import standing_in
+
+from harness.api_server import ApiServer, running_api_server
+from harness.state import free_ports
+
+Start = Callable[..., Operator]
+SUMMARIES = {"TrainingJob": "Succeeded", "EmbeddingIndex": "Ready", "RagService": "Ready"}
+CHILDREN = "jobs,deployments,services,configmaps,persistentvolumeclaims"
+OURS = "app.kubernetes.io/managed-by=llmops-operator"
+
+
+@pytest.fixture
+def namespace(api_server: ApiServer) -> Iterator[str]:
+    operators.install_crds(api_server)
+    with operators.namespace(api_server) as name:
+        yield name
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Operator] = []
+
+    def start_one(kubeconfig: Path, config: dict[str, Any], **options: Any) -> Operator:
+        started.append(Operator(tmp_path / str(len(started)), kubeconfig, config, **options))
+        started[-1].says(" leads")
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait(10)
+
+
+def objects(server: ApiServer, namespace: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = server.kubectl.get(",".join(KINDS.values()), "-n", namespace)["items"]
+    return found
+
+
+def children(server: ApiServer, namespace: str) -> dict[str, str]:
+    """Names of children with their uids."""
+    found = server.kubectl.get(CHILDREN, "-n", namespace, "-l", OURS)["items"]
+    return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["uid"] for one in found}
+
+
+def settled(one: dict[str, Any]) -> bool:
+    conditions = {c["type"]: c["status"] for c in (one.get("status") or {}).get("conditions", [])}
+    return conditions.get(SUMMARIES[one["kind"]]) == "True"
+
+
+def all_settled(server: ApiServer, namespace: str, count: int) -> bool:
+    found = objects(server, namespace)
+    return len(found) == count and all(map(settled, found))
+
+
+def not_settled(server: ApiServer, namespace: str) -> str:
+    return json.dumps([one["status"] for one in objects(server, namespace) if not settled(one)], indent=1)
+
+
+# The API server in trouble
+
+PUSHED_BACK: list[Answer] = [(409, {}), (429, {"Retry-After": "1"}), (429, {}), (500, {}), (503, {})]
+
+
+async def test_nothing_is_lost_or_written_twice_while_the_api_server_restarts_pushes_back_and_cuts_watches(
+    api_server: ApiServer, namespace: str, start: Start, tmp_path: Path
+) -> None:
+    dice, rounds, each = random.Random(1), 2, 3
+    with Proxy(api_server).running(tmp_path) as proxy:
+        operator = start(proxy.kubeconfig, configuration(namespace, lease=60, resyncSeconds=10))
+        proxy.instead = lambda method, path: dice.choice(PUSHED_BACK) if dice.random() < 0.2 else None
+        proxy.loses = lambda method, path: dice.random() < 0.1
+        async with standing_in(api_server, namespace=namespace, pause=0.5):
+            for number in range(rounds):
+                for i in range(each):
+                    api_server.kubectl.apply(*chain(namespace, f"o-{number}-{i}"))
+                    await asyncio.sleep(0.5)
+                    proxy.cut()
+                await asyncio.to_thread(api_server.restart)
+            proxy.instead = lambda method, path: None
+            proxy.loses = lambda method, path: False
+            everything = 3 * rounds * each
+            unsettled = partial(not_settled, api_server, namespace)
+            await asyncio.to_thread(until, lambda: all_settled(api_server, namespace, everything), 200, unsettled)
+            made = children(api_server, namespace)
+            await quiet(proxy)
+            before = len(writes(proxy))
+            await asyncio.sleep(15)  # a resync is in it
+            assert len(writes(proxy)) == before
+    assert operator.process.poll() is None
+    assert "Traceback" not in operator.log.read_text()
+    assert made == children(api_server, namespace)
+    names = [f"o-{number}-{i}" for number in range(rounds) for i in range(each)]
+    assert {name for name in made if name.startswith(("Job", "Deployment"))} == {
+        f"{kind}/{name}-{part}"
+        for name in names
+        for kind, part in (
+            ("Job", "train-1"),
+            ("Job", "sync-1"),
+            ("Deployment", "engine"),
+            ("Deployment", "gateway"),
+        )
+    }
+    for one in objects(api_server, namespace):
+        assert [attempt["number"] for attempt in one["status"].get("attempts", [])] in ([], [1])
+    assert twice(proxy.writes) == []
+    events = api_server.kubectl.get("events.events.k8s.io", "-n", namespace)["items"]
+    told = Counter((one["regarding"]["uid"], one["reason"], one["note"]) for one in events)
+    assert not [one for one, count in told.items() if count > 1]
+
+
+def writes(proxy: Proxy) -> list[Write]:
+    return [one for one in proxy.writes if "/leases/" not in one.path]
+
+
+async def quiet(proxy: Proxy) -> None:
+    """Wait until nothing is written for a while."""
+    async with asyncio.timeout(60):
+        before = -1
+        while before != len(writes(proxy)):
+            before = len(writes(proxy))
+            await asyncio.sleep(5)
+
+
+def twice(made: list[Write]) -> list[str]:
+    """What was written although it stood there already: of a status the words count, not the version it was written on. That the same
+    is asked for again when an answer was lost changes nothing, and does not count.
+    """
+    last: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    found = []
+    for one in made:
+        if not 200 <= one.code < 300 or "/leases/" in one.path:
+            continue
+        said = json.loads(one.body)
+        if one.path.endswith("/status"):
+            said = next(part["value"] for part in said if part["path"] == "/status")
+        where = one.path.removesuffix("/status")
+        if last.get(one.path) == said and one.version != versions[where]:
+            found.append(f"{one.method} {one.path} {said}")
+        last[one.path] = said
+        versions[where] = one.version
+    return found
+
+
+# People who interfere
+
+
+@pytest.fixture(scope="module")
+def with_controllers() -> Iterator[ApiServer]:
+    with running_api_server(controllers=True) as server:
+        operators.install_crds(server)
+        yield server
+
+
+async def test_children_that_are_edited_or_deleted_are_as_they_were_again_and_nothing_else_changes(
+    with_controllers: ApiServer, start: Start
+) -> None:
+    server = with_controllers
+    with operators.namespace(server) as namespace:
+        server.kubectl.apply(*chain(namespace, "a"))
+        operator = start(server.kubeconfig, configuration(namespace))
+        running = {"Deployment/a-engine", "Job/a-sync-1", "Job/a-train-1"}
+        until(lambda: running <= children(server, namespace).keys())
+        await asyncio.sleep(2)
+        before = children(server, namespace)
+        edit = {"spec": {"template": {"spec": {"containers": [{"name": "engine", "image": "other"}]}}}}
+        server.kubectl("patch", "deployment", "a-engine", "-n", namespace, "-p", json.dumps(edit))
+        server.kubectl("patch", "configmap", "a-engine", "-n", namespace, "-p", '{"data": {"engine.json": "{}"}}')
+
+        def repaired() -> bool:
+            deployment = server.kubectl.get("deployment", "a-engine", "-n", namespace)
+            files = server.kubectl.get("configmap", "a-engine", "-n", namespace)["data"]
+            image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+            return image == "engine:1" and files["engine.json"] != "{}"
+
+        until(repaired)
+        assert children(server, namespace) == before
+        for name in before:
+            if not name.startswith("PersistentVolumeClaim"):  # the Jobs' pods use them: they go when those have gone
+                server.kubectl("delete", name, "-n", namespace, "--cascade=foreground", "--wait=false")
+
+        def all_there_again() -> bool:
+            now = children(server, namespace)
+            return now.keys() == before.keys() and all(
+                now[name] != uid for name, uid in before.items() if not name.startswith("PersistentVolumeClaim")
+            )
+
+        until(all_there_again)
+        for one in objects(server, namespace):
+            assert [attempt["number"] for attempt in one["status"].get("attempts", [])] in ([], [1])
+        assert operator.end() == 0
+        assert "Traceback" not in operator.log.read_text()
+
+
+async def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_are_served_on(
+    with_controllers: ApiServer, start: Start
+) -> None:
+    server = with_controllers
+    with operators.namespace(server) as going, operators.namespace(server) as staying:
+        wish = chain(going, "a")
+        wish[1]["spec"]["deletionPolicy"] = "Retain"
+        server.kubectl.apply(*wish)
+        operator = start(server.kubeconfig, {**configuration("default"), "watchNamespaces": []})
+        until(lambda: {"Deployment/a-engine", "Job/a-sync-1", "Job/a-train-1"} <= children(server, going).keys())
+        server.kubectl("delete", "namespace", going, "--timeout=60s")
+        server.kubectl.apply(*chain(staying, "b"))
+        until(lambda: {"Deployment/b-engine", "Job/b-sync-1", "Job/b-train-1"} <= children(server, staying).keys())
+        server.kubectl("create", "namespace", going)
+        server.kubectl.apply(*wish)
+        until(lambda: {"Deployment/a-engine", "Job/a-sync-1", "Job/a-train-1"} <= children(server, going).keys())
+        assert operator.end() == 0
+        said = operator.log.read_text()
+        assert "Traceback" not in said
+        assert "the operator may not" not in said
+
+
+# Secrets
+
+QDRANT_KEY, ENGINE_KEY, TOKEN = "qdrant-5ecret-a81f", "engine-5ecret-c02d", "token-5ecret-77be"
+
+
+def metrics_at(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        said: str = answer.read().decode()
+    return said
+
+
+async def test_values_of_secrets_stand_in_no_status_event_log_metric_or_child(
+    api_server: ApiServer, namespace: str, start: Start
+) -> None:
+    for name, key, value in (
+        ("connection", "QDRANT_API_KEY", QDRANT_KEY),
+        ("engine", "key", ENGINE_KEY),
+        ("hub", "token", TOKEN),
+    ):
+        api_server.kubectl("create", "secret", "generic", name, "-n", namespace, f"--from-literal={key}={value}")
+    service, index, job = chain(namespace, "a")
+    job["spec"]["baseModel"] = {"uri": "hf://org/model@main", "secretRef": {"name": "hub", "key": "token"}}
+    elsewhere = manifest("RagService", namespace, "elsewhere")
+    endpoint = {
+        "urls": ["http://engine.example:8000/v1"],
+        "name": "m",
+        "secretRef": {"name": "engine", "key": "key"},
+    }
+    elsewhere["spec"] |= {"model": {"endpoint": endpoint}, "indexes": [{"indexRef": {"name": "a"}}]}
+    (port,) = free_ports(1)
+    config = configuration(namespace, port=port, connectionSecret={"name": "connection"})
+    with operators.namespace(api_server) as poor:
+        # There the connection cannot be copied to.
+        quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": poor}}
+        hard = {"count/secrets": "0"}
+        api_server.kubectl.apply({**quota, "spec": {"hard": hard}})
+        counted = json.dumps({"status": {"hard": hard, "used": hard}})  # as a controller would
+        api_server.kubectl(
+            "patch", "resourcequota", "none", "-n", poor, "--subresource=status", "--type=merge", "-p", counted
+        )
+        operator = start(api_server.kubeconfig, {**config, "watchNamespaces": [namespace, poor]}, level="debug")
+        async with standing_in(api_server, namespace=namespace):
+            api_server.kubectl.apply(service, index, job, elsewhere, *chain(poor, "b"))
+            await asyncio.to_thread(until, lambda: all_settled(api_server, namespace, 4))
+        until(lambda: "exceeded quota" in json.dumps(objects(api_server, poor)))
+        metrics = await asyncio.to_thread(metrics_at, port)
+        assert operator.end() == 0
+        kinds = f"{','.join(KINDS.values())},{CHILDREN},pods,events.events.k8s.io"
+        places = {
+            "objects": json.dumps([api_server.kubectl.get(kinds, "-n", one) for one in (namespace, poor)]),
+            "the log": operator.log.read_text(),
+            "the metrics": metrics,
+        }
+        # What is scanned is what was meant to be scanned.
+        assert '"name": "engine"' in places["objects"]
+        assert " DEBUG " in places["the log"]
+        assert api_server.kubectl.run("get", "secret", "llmops-connection", "-n", namespace).returncode == 0
+        for where, text in places.items():
+            for value in (QDRANT_KEY, ENGINE_KEY, TOKEN):
+                assert value not in text, where
+                assert base64.b64encode(value.encode()).decode() not in text, where
