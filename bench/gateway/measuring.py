@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 import load
-import psutil
 import stack
 import uvloop
 import wire
@@ -37,30 +35,6 @@ class Row:
     def markdown(self) -> str:
         """The line."""
         return f"| {self.what} | {self.router} | {self.kaito} | {self.target} | {self.ours} | {'yes' if self.good else '**no**'} |"
-
-
-class Quiet:
-    """How much of the machine was taken by processes that are not of this measurement, since it was made."""
-
-    def __init__(self) -> None:
-        self._began, self._busy, self._own = time.monotonic(), busy_seconds(), own_seconds()
-
-    def others(self) -> float:
-        """Their share of all cores' time, 0 to 1."""
-        theirs = (busy_seconds() - self._busy) - (own_seconds() - self._own)
-        return max(0.0, theirs / (time.monotonic() - self._began) / (os.cpu_count() or 1))
-
-
-def busy_seconds() -> float:
-    """What all cores have worked since the machine started, what its host took from it included."""
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
-
-
-def own_seconds() -> float:
-    """What this process and its children have worked, those that have ended included."""
-    here = psutil.Process()
-    return sum(sum(process.cpu_times()[:4]) for process in (here, *here.children(recursive=True)))
 
 
 class Bench:

@@ -12,8 +12,6 @@ retrieval run the real indexer, vector store and embedding model (MiniLM); only 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import signal
 import sys
 import tempfile
@@ -21,11 +19,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import forwarding
 import load
 import searching
-from measuring import Bench, Quiet, Row, note
+from machine import Quiet, machine
+from measuring import Bench, Row, note
 
 LINES: dict[str, Callable[[Bench], Row]] = {
     "added-ttft": forwarding.added_ttft,
@@ -38,20 +38,6 @@ LINES: dict[str, Callable[[Bench], Row]] = {
     "while-indexing": searching.while_indexing,
     "stream-with-retrieval": searching.stream_with_retrieval,
 }
-
-
-def machine() -> str:
-    """What this was measured on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        "?",
-    )
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def main() -> int:
