@@ -14,10 +14,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from generate import NAMES, attribute_docs, crd, in_one_line, main
 from prometheus_client import CollectorRegistry
 from pydantic import TypeAdapter
 
+from generate import attribute_docs, crd, in_one_line, main
 from llmops_api.programs import TOKEN_PREFIX, Env, ExitCode, token_variable
 from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1 import API_VERSION, KINDS
@@ -34,6 +34,7 @@ from llmops_services.gateway.app import create_app
 from llmops_services.gateway.live import Live
 from llmops_services.gateway.metrics import Metrics as GatewayMetrics
 from llmops_services.gateway.traces import SAMPLING_RATIO, TraceSender
+from printing import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"

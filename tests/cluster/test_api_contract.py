@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import ssl
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import generate
 from harness.api_server import ApiServer
 from llmops_api.v1alpha1 import KINDS
 
 ROOT = Path(__file__).parents[2]
-_module = importlib.util.spec_from_file_location("generate_crds", ROOT / "crds" / "generate.py")
-assert _module is not None
-assert _module.loader is not None
-generate = importlib.util.module_from_spec(_module)
-sys.modules["generate_crds"] = generate
-_module.loader.exec_module(generate)
 
 
 class Api:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import copy
 import functools
-import importlib.util
 import re
 import subprocess
 import sys
@@ -23,18 +22,13 @@ import yaml
 from api_cases import BASE, EDITS, INVALID, JOB, VALID, Spec, edited
 from pydantic import BaseModel, ValidationError
 
+import generate
 from llmops_api.v1alpha1 import KINDS, TrainingJobSpec
 from llmops_api.v1alpha1.meta import Model, Rule
 from llmops_api.v1alpha1.pod_template import PodTemplate
 from llmops_api.v1alpha1.training_job import immutable_changes
 
 CRDS = Path(__file__).parents[2] / "crds"
-_module = importlib.util.spec_from_file_location("generate_crds", CRDS / "generate.py")
-assert _module is not None
-assert _module.loader is not None
-generate = importlib.util.module_from_spec(_module)
-sys.modules["generate_crds"] = generate
-_module.loader.exec_module(generate)
 
 # What the API server would do
 

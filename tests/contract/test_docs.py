@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,11 @@ from typing import Any
 import pytest
 from documented import PAGES, ROOT, examples
 
+import reference
 from llmops_api.reasons import FailureReason, Reason
 from llmops_api.v1alpha1 import KINDS
 
 DASHBOARD = ROOT / "helm/llmops/files/dashboard.json"
-
-
-@pytest.fixture(scope="module")
-def reference() -> Iterator[Any]:
-    sys.path.insert(0, str(ROOT / "crds"))
-    yield importlib.import_module("reference")
-    sys.path.remove(str(ROOT / "crds"))
 
 
 def below(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -33,13 +25,13 @@ def below(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, An
     yield from below(schema["items"], f"{path}[]") if "items" in schema else ()
 
 
-def test_the_reference_is_what_the_code_says(reference: Any) -> None:
+def test_the_reference_is_what_the_code_says() -> None:
     written = {path.name: path.read_text() for path in reference.FOLDER.glob("*.md")}
     assert written == {path.name: text for path, text in reference.files().items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_field_says_what_it_is(reference: Any, kind: str) -> None:
+def test_each_field_says_what_it_is(kind: str) -> None:
     schema = reference.crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
     fields = [*below(schema["spec"], "spec"), *below(schema["status"], "status")]
     assert [path for path, one in fields if not one.get("description")] == []
@@ -47,12 +39,12 @@ def test_each_field_says_what_it_is(reference: Any, kind: str) -> None:
     assert [path for path, _ in fields if f"`{path}`" not in page] == []
 
 
-def test_each_reason_is_given_somewhere_and_says_what_it_means(reference: Any) -> None:
+def test_each_reason_is_given_somewhere_and_says_what_it_means() -> None:
     told = "".join(reference.files().values())
     assert [one for one in (*Reason, *FailureReason) if f"| `{one}` |" not in told] == []
 
 
-def test_the_dashboard_draws_metrics_that_the_operator_has(reference: Any) -> None:
+def test_the_dashboard_draws_metrics_that_the_operator_has() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     drawn = {
         name for panel in panels for target in panel["targets"] for name in re.findall(r"llmops_\w+", target["expr"])
