@@ -227,7 +227,10 @@ def test_a_new_revision_serves_when_its_model_is_loaded_and_a_broken_file_change
     config = stack.gateway_config([engine.url])
     with stack.gateway(folder, config) as gateway:
         gateway.write({**config, "revision": "r2", "model": "stub-v9"})
-        wait_until(lambda: b"stub-v9" in gateway.get("/readyz")[1], "a word about the model")
+        waits = (
+            f"no engine serves stub-v9 yet ({engine.url}: it answers without that model; its log says how far it is)"
+        )
+        wait_until(lambda: waits in json.loads(gateway.get("/readyz")[1])["message"], "a word about the model")
         assert gateway.wait()["revision"] == "r1", "the old one serves until the model is there"
         assert _ask(gateway) == 200
         gateway.config.write_text("{")
