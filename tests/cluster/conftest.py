@@ -13,9 +13,8 @@ import pytest
 from harness.api_server import ApiServer, running_api_server
 from harness.clusters import Cluster, NotHere, cluster_for_tests
 from harness.dump import dump
-
-# Also looked at when a test fails, where they are: what the operator said there.
-_SYSTEM_NAMESPACES = ["llmops-system"]
+from harness.platform import NAMESPACE, Platform, installed, operator_image
+from harness.pods import restricted_namespace
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,9 +46,7 @@ def make_namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator
     def make() -> str:
         test = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:40].strip("-")
         made.append(f"{test}-{uuid.uuid4().hex[:6]}")
-        level = {"pod-security.kubernetes.io/enforce": "restricted"}
-        metadata = {"name": made[-1], "labels": level}
-        cluster.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        cluster.kubectl.apply(restricted_namespace(made[-1]))
         return made[-1]
 
     request.node.stash[_NAMESPACES] = made
@@ -63,6 +60,35 @@ def make_namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator
 def namespace(make_namespace: Callable[[], str]) -> str:
     """A namespace of the test's own."""
     return make_namespace()
+
+
+@pytest.fixture(scope="module")
+def platform(
+    cluster: Cluster, load_image: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
+    """A release of the chart for the tests of a module, see `harness.platform`."""
+    folder = tmp_path_factory.mktemp("platform")
+    load_image(operator_image())
+    cluster.kubectl.apply(restricted_namespace(NAMESPACE))
+    try:
+        fragment = cluster.mount_toolchain(NAMESPACE)
+    except NotHere as reason:
+        pytest.skip(str(reason))
+    with installed(cluster, folder, fragment) as platform:
+        yield platform
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s", timeout=150)
+    cluster.recycle(NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def team(platform: Platform) -> Iterator[str]:
+    """A namespace for the objects of a module's tests, in which heavy pods can run."""
+    name = f"team-{uuid.uuid4().hex[:6]}"
+    platform.kubectl.apply(restricted_namespace(name))
+    platform.cluster.mount_toolchain(name)
+    yield name
+    platform.kubectl("delete", "namespace", name, "--timeout=240s", timeout=270)
+    platform.cluster.recycle(name)
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +122,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     cluster = getattr(item, "funcargs", {}).get("cluster")
     if report.failed and cluster is not None and report.when != "teardown":
-        for headline, text in dump(cluster.kubectl, [*item.stash.get(_NAMESPACES, []), *_SYSTEM_NAMESPACES]):
+        namespaces = [*item.stash.get(_NAMESPACES, []), *filter(None, [item.funcargs.get("team")]), NAMESPACE]
+        for headline, text in dump(cluster.kubectl, namespaces):
             report.sections.append((headline, text))
     return report

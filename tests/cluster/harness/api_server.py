@@ -90,7 +90,8 @@ class ApiServer:
                 f"--initial-cluster=default={self._peer_url}",
             ],
         )
-        addresses = ["127.0.0.1", self.address, "10.96.0.1", "localhost", "kubernetes", "kubernetes.default"]
+        names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
+        addresses = ["127.0.0.1", self.address, "10.96.0.1", "localhost", *names]
         serving = self._authority.issue("serving", "kube-apiserver", addresses=list(dict.fromkeys(addresses)))
         kubelets = self._authority.issue(*_KUBELET_CLIENT)
         self.processes.start(

@@ -36,6 +36,9 @@ class Cluster(Protocol):
     def mount_toolchain(self, namespace: str) -> dict[str, Any]:
         """The `podTemplate` fragment that brings Python, torch, vLLM and this checkout into toolchain pods of the namespace."""
 
+    def kill(self, namespace: str, pod: str) -> None:
+        """SIGKILL to every process of a pod."""
+
     def recycle(self, namespace: str) -> None:
         """Take back what a deleted namespace had of the machine."""
 
@@ -55,6 +58,10 @@ class NamedCluster:
     def mount_toolchain(self, namespace: str) -> dict[str, Any]:
         """Raise NotHere."""
         raise NotHere(f"the nodes of context {self.context} do not have this machine's folders")
+
+    def kill(self, namespace: str, pod: str) -> None:
+        """Raise NotHere."""
+        raise NotHere(f"the processes of context {self.context} are not this machine's")
 
     def recycle(self, namespace: str) -> None:
         """Do nothing: its provisioner does."""

@@ -10,6 +10,12 @@ from harness import images
 from harness.kubectl import Kubectl
 
 
+def restricted_namespace(name: str) -> dict[str, Any]:
+    """A namespace that takes only pods under the level `restricted`."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
 def restricted_pod(command: Sequence[str], fragment: Mapping[str, Any], *, name: str = "main") -> dict[str, Any]:
     """The spec of a pod of the toolchain image; `fragment` has its volumes, volumeMounts and env, as a `podTemplate` would."""
     return {

@@ -6,9 +6,11 @@ found by the next one. Ends without a trace.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 
@@ -49,6 +51,14 @@ class SingleNode:
     def recycle(self, namespace: str) -> None:
         """Take back what a namespace that is gone had of the machine."""
         volumes.recycle(self.kubectl, namespace)
+
+    def kill(self, namespace: str, pod: str) -> None:
+        """SIGKILL to every process of a pod."""
+        uid = self.kubectl.get("pod", pod, "-n", namespace)["metadata"]["uid"]
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                if f"pod{uid}" in (folder / "cgroup").read_text():
+                    os.kill(int(folder.name), signal.SIGKILL)
 
     def is_kept(self) -> bool:
         """Whether it was started by hand, and answers."""
