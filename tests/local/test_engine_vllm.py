@@ -133,7 +133,7 @@ def engine(
         "object": {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"},
         "base": {"uri": f"file://{tiny_chat_model}"},
         "servedName": "base",
-        "engine": {"maxModelLen": 512, "dtype": "bfloat16"},
+        "engine": {"maxModelLen": 512},
         "adapters": True,
     }
     (folder / "config" / "engine.json").write_text(json.dumps(config))

@@ -6,6 +6,7 @@ import pytest
 
 from llmops_api.programs import EngineConfig
 from llmops_services.engine.command import arguments, environment, max_lora_rank
+from llmops_services.number_formats import cpu_has_bf16
 
 
 def config(adapters: bool = False, **engine: object) -> EngineConfig:
@@ -20,8 +21,11 @@ def config(adapters: bool = False, **engine: object) -> EngineConfig:
     )
 
 
-def command(config: EngineConfig, *, rank: int = 16, on_gpu: bool = False) -> str:
-    argv = arguments(config, model=Path("/models/base"), host="127.0.0.1", port=8000, lora_rank=rank, on_gpu=on_gpu)
+def command(config: EngineConfig, *, rank: int = 16, on_gpu: bool = False, cpu_has_bf16: bool = True) -> str:
+    argv = arguments(
+        config, model=Path("/models/base"), host="127.0.0.1", port=8000, lora_rank=rank, on_gpu=on_gpu,
+        cpu_has_bf16=cpu_has_bf16,
+    )  # fmt: skip
     return " ".join(argv[1:]) + " "
 
 
@@ -50,6 +54,27 @@ def test_without_a_gpu_nothing_is_compiled_and_no_gpu_memory_is_asked_for() -> N
     said = command(config(gpuMemoryUtilization="0.8"))
     assert "--enforce-eager" in said
     assert "--gpu-memory-utilization" not in said
+
+
+def test_a_cpu_without_bf16_computes_in_float32_unless_it_is_told_otherwise() -> None:
+    assert "--dtype auto " in command(config())
+    assert "--dtype auto " in command(config(), on_gpu=True, cpu_has_bf16=False)
+    assert "--dtype float32 " in command(config(), cpu_has_bf16=False)
+    assert "--dtype bfloat16 " in command(config(dtype="bfloat16"), cpu_has_bf16=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("flags : fpu avx avx2 fma", False),
+        ("flags : avx2 avx512f avx512dq avx512bw avx512vl", True),
+        ("Features : asimd bf16", True),
+    ],
+)
+def test_what_a_cpu_computes_in_is_what_the_kernel_says(tmp_path: Path, flags: str, has: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    assert cpu_has_bf16(tmp_path / "cpuinfo") is has
+    assert cpu_has_bf16(tmp_path / "nothing") is False
 
 
 def test_adapters_are_switched_on_only_where_the_service_has_one() -> None:

@@ -84,6 +84,8 @@ def _spec(**hyperparameters: object) -> TrainingJobSpec:
 
 
 def test_every_hyperparameter_reaches_the_trainer(tmp_path: Path) -> None:
+    import torch
+
     from llmops_services.training.sft import sft_config
 
     config = sft_config(
@@ -96,6 +98,8 @@ def test_every_hyperparameter_reaches_the_trainer(tmp_path: Path) -> None:
     assert (config.lr_scheduler_type, config.bf16, config.max_length, config.packing) == ("linear", False, 77, True)
     assert (config.save_steps, sft_config(_spec(maxSteps=5), tmp_path).max_steps) == (9, 5)
     assert sft_config(_spec(maxSteps=5, precision=Precision.BF16), tmp_path).bf16
+    # What the kernel says of a CPU is held to what PyTorch has found out.
+    assert sft_config(_spec(maxSteps=5), tmp_path).bf16 is torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert (
         sft_config(_spec(maxSteps=5, gradientAccumulationSteps=3), tmp_path, turns=4).gradient_accumulation_steps == 12
     )

@@ -38,7 +38,7 @@ class RetrievalMode(StrEnum):
 
 
 class Dtype(StrEnum):
-    """The number format that the engine computes in."""
+    """The number format that the engine computes in. `auto`: the one of the weights; float32 on a CPU that has no bf16."""
 
     AUTO = "auto"
     BFLOAT16 = "bfloat16"

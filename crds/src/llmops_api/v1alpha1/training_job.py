@@ -51,8 +51,9 @@ class Scheduler(StrEnum):
 
 
 class Precision(StrEnum):
-    """The number format that the model is trained in."""
+    """The number format that the model is trained in. `Auto`: bf16 where the GPU, or the CPU where there is none, computes in it; else fp32."""
 
+    AUTO = "Auto"
     BF16 = "BF16"
     FP32 = "FP32"
 
@@ -140,7 +141,7 @@ class Hyperparameters(Model):
     """AdamW's."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Of the order of the examples and the first weights."""
-    precision: Precision = Precision.BF16
+    precision: Precision = Precision.AUTO
 
     rules: ClassVar = (
         Rule("has(self.epochs) != has(self.maxSteps)", "hyperparameters takes exactly one of epochs and maxSteps: keep one of them",

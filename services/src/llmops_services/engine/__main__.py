@@ -15,6 +15,7 @@ from llmops_api.programs import AdaptersConfig, EngineConfig, Env
 from llmops_api.reasons import FailureReason
 from llmops_services.engine.adapters import AdapterSync, RankTooHigh, rank_of
 from llmops_services.engine.command import arguments, environment, gpu_present, max_lora_rank
+from llmops_services.number_formats import cpu_has_bf16
 from llmops_services.program import TryAgain, load_config, run_program
 from llmops_services.uris import local_path
 
@@ -55,7 +56,9 @@ def _ranks_wanted(path: Path) -> list[int]:
 
 async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, rank: int, adapters_path: Path) -> None:
     on_gpu = gpu_present()
-    command = arguments(config, model=model, host=host, port=port, lora_rank=rank, on_gpu=on_gpu)
+    command = arguments(
+        config, model=model, host=host, port=port, lora_rank=rank, on_gpu=on_gpu, cpu_has_bf16=cpu_has_bf16()
+    )
     log.info("starting %s", " ".join(command))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmops_api.programs import TOKEN_PREFIX, EngineConfig
+from llmops_api.v1alpha1.rag_service import Dtype
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank."""
@@ -25,12 +26,16 @@ def max_lora_rank(rank: int) -> int:
     )
 
 
-def arguments(config: EngineConfig, *, model: Path, host: str, port: int, lora_rank: int, on_gpu: bool) -> list[str]:
+def arguments(
+    config: EngineConfig, *, model: Path, host: str, port: int, lora_rank: int, on_gpu: bool, cpu_has_bf16: bool
+) -> list[str]:
     """The whole command line. `extraArgs` come last, so that they win over the defaults of this function."""
     engine = config.engine
+    emulated = engine.dtype is Dtype.AUTO and not on_gpu and not cpu_has_bf16
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model), "--served-model-name", config.served_name, "--host", host, "--port", str(port)]
-    command += ["--dtype", engine.dtype, "--tensor-parallel-size", str(engine.tensor_parallel_size)]
+    command += ["--dtype", Dtype.FLOAT32 if emulated else engine.dtype]
+    command += ["--tensor-parallel-size", str(engine.tensor_parallel_size)]
     if engine.max_model_len is not None:
         command += ["--max-model-len", str(engine.max_model_len)]
     if engine.gpu_memory_utilization is not None and on_gpu:

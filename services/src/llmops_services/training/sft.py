@@ -20,6 +20,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.training_job import Precision, Scheduler, TrainingJobSpec
+from llmops_services.number_formats import cpu_has_bf16
 from llmops_services.program import UserError
 from llmops_services.training.progress import TRAINING, Reporter
 from llmops_services.training.state import State
@@ -88,7 +89,7 @@ def sft_config(spec: TrainingJobSpec, output: Path, *, turns: int = 1) -> SFTCon
         weight_decay=float(chosen.weight_decay),
         seed=chosen.seed,
         data_seed=chosen.seed,
-        bf16=chosen.precision is Precision.BF16,
+        bf16=in_bf16(chosen.precision),
         # saves the memory that is scarce on an accelerator, at the price of a third more computing, which is scarce on a CPU
         gradient_checkpointing=not on_cpu,
         use_cpu=on_cpu,
@@ -101,6 +102,13 @@ def sft_config(spec: TrainingJobSpec, output: Path, *, turns: int = 1) -> SFTCon
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def in_bf16(precision: Precision) -> bool:
+    """Whether this machine is to compute in bf16."""
+    if precision is not Precision.AUTO:
+        return precision is Precision.BF16
+    return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
 
 
 def lora_config(spec: TrainingJobSpec) -> LoraConfig | None:

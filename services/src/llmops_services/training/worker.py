@@ -15,7 +15,7 @@ from typing import Any
 
 from llmops_api.programs import ExitCode, TrainingConfig
 from llmops_api.reasons import FailureReason
-from llmops_api.v1alpha1.training_job import EvaluationStatus, Precision, ScoreTable
+from llmops_api.v1alpha1.training_job import EvaluationStatus, ScoreTable
 from llmops_services.chat_template import ChatTemplates, chat_templates
 from llmops_services.evaluation.gate import decide_gate
 from llmops_services.evaluation.measure import MAX_GENERATED, HeldOut, evenly_spaced, measure
@@ -127,6 +127,8 @@ class _Worker:
         from ray.train.torch import get_device
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from llmops_services.training.sft import in_bf16
+
         source = self.spec.base_model
         path = local_path(source.uri, revision=source.revision)
         if (path / "adapter_config.json").exists():
@@ -135,7 +137,7 @@ class _Worker:
                 f"{source.uri} is an adapter, not a whole model; name a full model as baseModel",
             )
         # frozen weights can be bf16; weights that learn stay fp32 and are computed with in bf16, or small steps would be lost
-        half = self.spec.hyperparameters.precision is Precision.BF16 and self.spec.tuning.lora is not None
+        half = in_bf16(self.spec.hyperparameters.precision) and self.spec.tuning.lora is not None
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if half else torch.float32)
