@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import Configuration
+from rendered_workloads import CONFIG
+from workloads import Writes
 
 from harness.api_server import ApiServer, running_api_server
 from harness.clusters import Cluster, NotHere, cluster_for_tests
 from harness.dump import dump
 from harness.platform import NAMESPACE, Platform, installed, operator_image
 from harness.pods import restricted_namespace
+from llmops_operator.backends.kubernetes.api import Api
+from llmops_operator.backends.kubernetes.backend import KubernetesBackend
+from llmops_operator.backends.kubernetes.client import Client
+from llmops_operator.domain.workload import Owner
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -126,3 +135,37 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         for headline, text in dump(cluster.kubectl, namespaces):
             report.sections.append((headline, text))
     return report
+
+
+@pytest.fixture
+def owner(api_server: ApiServer) -> Owner:
+    """An object that could own workloads; the garbage collector does not run here, so any uid will do."""
+    namespace = f"w-{uuid.uuid4().hex[:8]}"
+    api_server.kubectl("create", "namespace", namespace)
+    return Owner("TrainingJob", namespace, "handbook", str(uuid.uuid4()))
+
+
+@pytest.fixture
+def writes() -> Writes:
+    """What `client` writes."""
+    return Writes()
+
+
+@pytest.fixture
+async def client(api_server: ApiServer, writes: Writes) -> AsyncIterator[Client]:
+    """The operator's client of the API server."""
+    found = Configuration()
+    await kube_config.load_kube_config(str(api_server.kubeconfig), client_configuration=found)
+    one = Client(found, meter=writes)
+    yield one
+    await one.close()
+    await asyncio.sleep(0.25)  # aiohttp closes connections with TLS a moment later
+
+
+@pytest.fixture
+async def backend(client: Client) -> AsyncIterator[KubernetesBackend]:
+    """The backend under test, its watches begun."""
+    one = KubernetesBackend(Api(client), CONFIG)
+    await one.start()
+    yield one
+    await one.stop()

@@ -6,42 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from rendered_workloads import CONFIG, GATEWAY, TRAINER
 
 from llmops_api.programs import Env
 from llmops_api.v1alpha1.pod_template import PodTemplate
 from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.names import APPLIED, FILES, UID, WORKLOAD, owner_of
-from llmops_operator.domain.files import CACHE, STATE
-from llmops_operator.domain.workload import Lifecycle, Owner, Readiness, Role, Secret, Workload
+from llmops_operator.domain.workload import Owner, Role, Secret, Workload
 
-CONFIG = OperatorConfig.model_validate(
-    {
-        "images": {"services": "llmops-services:1", "engine": "llmops-engine:1"},
-        "mlflow": {"trackingUri": "http://mlflow:5000"},
-        "qdrant": {"url": "http://qdrant:6333"},
-        "leaderElection": {"namespace": "llmops-system"},
-    }
-)
 JOB = Owner("TrainingJob", "team", "handbook", "uid-1")
 SERVICE = Owner("RagService", "team", "chat", "uid-2")
-TRAINER = Workload(
-    name="handbook-train-1",
-    role=Role.TRAINER,
-    lifecycle=Lifecycle.COMPLETES,
-    command=("python", "-m", "llmops_services.training", "config/training.json"),
-    files={"training.json": "{}"},
-    volumes=(STATE, CACHE),
-)
-GATEWAY = Workload(
-    name="chat-gateway",
-    role=Role.GATEWAY,
-    lifecycle=Lifecycle.RUNS,
-    command=("python", "-m", "llmops_services.gateway", "config/gateway.json"),
-    live_files={"gateway.json": "{}"},
-    port=True,
-    readiness=Readiness("/readyz"),
-)
 ENGINE = replace(GATEWAY, name="chat-engine", role=Role.ENGINE, files={"engine.json": "{}"}, replicas=2)
 
 
