@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import rendered_workloads
+from rendered_workloads import GATEWAY
 
 from harness import binaries
 from harness.api_server import ApiServer, running_api_server
 from harness.kubectl import as_list
 from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.backends.kubernetes.rendering import render
-from llmops_operator.domain.files import CACHE, STATE
-from llmops_operator.domain.workload import Lifecycle, Owner, Readiness, Role, Secret, Workload
+from llmops_operator.domain.files import CACHE
+from llmops_operator.domain.workload import Owner, Role, Secret, Workload
 
 CONFIG = OperatorConfig.model_validate(
     {
@@ -38,28 +40,13 @@ WISH = {
     "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     "env": [{"name": "LOG", "value": "debug"}],
 }
-TRAINER = Workload(
-    name="handbook-train-1",
-    role=Role.TRAINER,
-    lifecycle=Lifecycle.COMPLETES,
-    command=("python", "-m", "llmops_services.training", "config/training.json"),
-    files={"training.json": "{}"},
+TRAINER = replace(
+    rendered_workloads.TRAINER,
     secrets=(Secret(env="HF_TOKEN", name="hub", key="token"),),
     claims=("documents",),
-    volumes=(STATE, CACHE),
     cpu="4",
     memory="16Gi",
     deadline_seconds=3600,
-)
-GATEWAY = Workload(
-    name="chat-gateway",
-    role=Role.GATEWAY,
-    lifecycle=Lifecycle.RUNS,
-    command=("python", "-m", "llmops_services.gateway", "config/gateway.json"),
-    live_files={"gateway.json": "{}"},
-    port=True,
-    replicas=2,
-    readiness=Readiness("/readyz"),
 )
 ENGINE = replace(GATEWAY, name="chat-engine", role=Role.ENGINE, files={"engine.json": "{}"}, volumes=(CACHE,))
 GPUS = {"gpus": 2, "gpu_product": "NVIDIA-H100-80GB-HBM3"}

@@ -86,10 +86,11 @@ class Platform:
     def forwarded(self, service: str, namespace: str = NAMESPACE) -> Iterator[str]:
         """The address of a Service on this machine."""
         [port] = self.kubectl.get("service", service, "-n", namespace)["spec"]["ports"]
-        place = Cluster(self.cluster.kubeconfig, self.cluster.context)
-        with place.forwarded(namespace, service, str(port["port"])) as url:
+        with (
+            contextlib.closing(Cluster(self.cluster.kubeconfig, self.cluster.context)) as place,
+            place.forwarded(namespace, service, str(port["port"])) as url,
+        ):
             yield url
-        place.close()
 
     def qdrant_key(self) -> str:
         """The API key of the release's vector store."""
@@ -115,12 +116,10 @@ def operator_image() -> Path:
 
 
 @contextmanager
-def installed(
-    cluster: clusters.Cluster, home: Path, fragment: Mapping[str, Sequence[Any]], more: Mapping[str, Any] | None = None
-) -> Iterator[Platform]:
+def installed(cluster: clusters.Cluster, home: Path, fragment: Mapping[str, Sequence[Any]]) -> Iterator[Platform]:
     """A release in its namespace, which has the claims of `fragment`; gone after the block, CRDs and objects too.
 
-    `fragment` is a `podTemplate` fragment of `Cluster.mount_toolchain`; `more` are values.
+    `fragment` is a `podTemplate` fragment of `Cluster.mount_toolchain`.
     """
     helm = Helm(home, cluster.kubeconfig)
     repository, tag = images.TOOLCHAIN.rsplit(":", 1)
@@ -137,7 +136,6 @@ def installed(
         "workloads": {"podTemplate": dict(fragment), "cache": {"kind": "PersistentVolumeClaim"}},
         "mlflow": extra,
         "qdrant": extra,
-        **(more or {}),
     }
     try:
         helm("install", RELEASE, CHART, "--namespace", NAMESPACE, values=values)
