@@ -10,6 +10,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -187,8 +188,20 @@ def test_what_is_not_there_and_who_does_not_answer(site: Site) -> None:
         local_path("https://user:password@host/x")
     with pytest.raises(UserError, match="after # only sha256="):
         local_path(f"{site.url}/x#part")
-    with pytest.raises(TryAgain, match="no answer"):
+    with pytest.raises(
+        TryAgain, match=r"no answer \(ConnectError\): see whether .* may reach 127.0.0.1, or needs HTTPS_PROXY"
+    ):
         local_path("http://127.0.0.1:9/x")
+
+
+def test_programs_that_ask_for_the_same_at_once_get_the_same(site: Site) -> None:
+    uri = site.put("notes.tar.gz", packed("notes.tar.gz", {"a.md": b"x" * 100_000}))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            folders = list(pool.map(local_path, [uri] * 8))
+            assert len({*folders}) == 1
+            assert (folders[0] / "a.md").stat().st_size == 100_000
+    assert site.statuses().count(200) == 1
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -42,11 +42,9 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def cached(key: str, fill: Callable[[Path], None]) -> Path:
-    """The cache entry `key`; made by `fill(folder)` when there is none. One process makes it, the others wait."""
-    target = cache_dir() / "models" / key
-    if target.exists():
-        return target
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """A block in which no other program makes `target`. Raises `TryAgain` when another takes too long over it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{target}.lock")
     try:
@@ -60,14 +58,26 @@ def cached(key: str, fill: Callable[[Path], None]) -> Path:
             FailureReason.CACHE_LOCKED, f"{target} has been in the making elsewhere for {LOCK_SECONDS} s; still waiting"
         ) from error
     try:
-        if not target.exists():
-            aside = target.with_name(
-                f"{key}.new"
-            )  # only the holder of the lock writes here; a killed one's is thrown away
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            fill(aside)
-            aside.rename(target)
+        yield
     finally:
         lock.release()
+
+
+def cached(key: str, fill: Callable[[Path], None]) -> Path:
+    """The cache entry `key`; made by `fill(folder)` when there is none. One process makes it, the others wait."""
+    target = cache_dir() / "models" / key
+    if target.exists():
+        return target
+    with one_at_a_time(target):
+        if not target.exists():
+            aside = empty_folder(target.with_name(f"{key}.new"))  # only the holder of the lock writes here
+            fill(aside)
+            aside.rename(target)
     return target
+
+
+def empty_folder(folder: Path) -> Path:
+    """The folder, without what a killed program has left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

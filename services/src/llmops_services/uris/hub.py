@@ -54,5 +54,7 @@ def from_hub(uri: str, rest: str, revision: str | None) -> Path:
         if isinstance(error, OSError) and error.errno in (28, 122):
             raise
         raise TryAgain(
-            FailureReason.HUB_UNREACHABLE, f"{uri}: the model hub does not answer ({type(error).__name__})"
+            FailureReason.HUB_UNREACHABLE,
+            f"{uri}: the model hub does not answer ({type(error).__name__}): see whether this machine (in a cluster, the pod) may reach "
+            "it, or needs HTTPS_PROXY or HF_ENDPOINT; it is tried again",
         ) from error

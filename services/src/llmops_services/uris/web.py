@@ -20,7 +20,7 @@ import httpx
 
 from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError
-from llmops_services.uris.cache import cache_dir, cached, file_digest
+from llmops_services.uris.cache import cache_dir, cached, empty_folder, file_digest, one_at_a_time
 from llmops_services.uris.token import token_of
 
 log = logging.getLogger(__name__)
@@ -49,10 +49,10 @@ def from_web(uri: str) -> Path:
             FailureReason.URI_INVALID, f"{uri}: write https://host/path/of/a/file; a token belongs into secretRef"
         )
     entry = cache_dir() / "web" / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    entry.mkdir(parents=True, exist_ok=True)
-    known = _read(entry / "known.json")
-    if not (pinned and known.get("sha256") == pinned[1] and _folder(name, pinned[1]).exists()):
-        known = _ask(uri, address, name, entry, known, pinned[1] if pinned else None)
+    with one_at_a_time(entry):
+        known = _read(entry / "known.json")
+        if not (pinned and known.get("sha256") == pinned[1] and _folder(name, pinned[1]).exists()):
+            known = _ask(uri, address, name, entry, known, pinned[1] if pinned else None)
     folder = _folder(name, known["sha256"])
     return folder if name.endswith(ARCHIVES) else folder / name
 
@@ -69,32 +69,27 @@ def _ask(uri: str, address: str, name: str, entry: Path, known: dict[str, str], 
     if known and _folder(name, known["sha256"]).exists():
         conditions = {"If-None-Match": known.get("etag"), "If-Modified-Since": known.get("modified")}
         headers |= {key: value for key, value in conditions.items() if value}
-    made: dict[str, str] = {}
-
-    def fill(folder: Path) -> None:
-        part = folder / "download"
-        made.update(_download(uri, address, part, headers))
+    fresh = empty_folder(entry / "new")
+    try:
+        part, content = fresh / "download", fresh / "content"
+        made = _download(uri, address, part, headers)
         if not made:
-            return
+            return known
         if wanted and made["sha256"] != wanted:
             raise UserError(
                 FailureReason.DIGEST_WRONG,
                 f"{uri}: the file there has sha256 {made['sha256']}; correct the URI or the file",
             )
         if name.endswith(ARCHIVES):
-            _unpack(uri, name, part, folder / "content")
+            _unpack(uri, name, part, content)
         else:
-            (folder / "content").mkdir()
-            part.rename(folder / "content" / name)
+            content.mkdir()
+            part.rename(content / name)
 
-    # The lock of the cache lets one program download; the entry itself is named after what came.
-    fresh = cached(f"web-{entry.name}", fill)
-    try:
-        if not made:
-            return known or _read(entry / "known.json")
-        target = _folder(name, made["sha256"])
-        if not target.exists():
-            (fresh / "content").rename(target)
+        def put(folder: Path) -> None:
+            content.rename(folder)
+
+        cached(_folder(name, made["sha256"]).name, put)  # another address may bring the same bytes
         aside = entry / "known.new"
         aside.write_text(json.dumps(made), encoding="utf-8")
         aside.replace(entry / "known.json")
@@ -135,7 +130,9 @@ def _download(uri: str, address: str, part: Path, headers: dict[str, str]) -> di
                 failures += 1
                 if failures >= TRIES:
                     raise TryAgain(
-                        FailureReason.SERVER_UNREACHABLE, f"{uri}: no answer ({type(error).__name__})"
+                        FailureReason.SERVER_UNREACHABLE,
+                        f"{uri}: no answer ({type(error).__name__}): see whether this machine (in a cluster, the pod) may reach "
+                        f"{urlsplit(address).hostname}, or needs HTTPS_PROXY; it is tried again",
                     ) from error
                 log.warning("%s broke off (%s), going on", uri, type(error).__name__)
 
