@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import openai
 import pytest
 from waiting import wait_until
@@ -259,8 +260,11 @@ def test_at_sigterm_answers_under_way_are_finished(folder: Path) -> None:
     ):
         answers = [pool.submit(_ask, gateway, stream) for stream in (True, False, True)]
         wait_until(lambda: engine.stats()["streams_open"] == 3, "three answers under way")
-        gateway.process.send_signal(signal.SIGTERM)
-        gateway.wait(ready=False)
+        with httpx.Client(base_url=gateway.url) as kept:
+            assert "connection" not in kept.get("/healthz").headers
+            gateway.process.send_signal(signal.SIGTERM)
+            gateway.wait(ready=False)
+            assert kept.get("/healthz").headers["connection"] == "close", "its next request would meet a closed one"
         assert json.loads(gateway.get("/readyz")[1])["message"] == "shutting down"
         assert [answer.result(20) for answer in answers] == [200, 200, 200]
         assert gateway.process.wait(10) == 0

@@ -31,14 +31,15 @@ SWITCH_SECONDS = 0.0005
 """How long a busy thread (a tokenizer, a trace) may keep the interpreter from the event loop; Python's default is 0.005."""
 LAST_LOOK_SECONDS = 0.2
 """Whoever has read a good /readyz just before the end is still served."""
+CLOSE = (b"connection", b"close")
 BACKLOG = 4096
 TRACES_SECONDS = 5.0
 """For the traces that wait at the end."""
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM it says so at /readyz, goes on until all answers are given (or the grace is over), and then closes. A second
-    signal ends the wait.
+    """On SIGTERM it says so at /readyz, goes on until all answers are given (or the grace is over), and then closes. Each of these
+    answers tells its client to connect anew, to a process that stays. A second signal ends the wait.
     """
 
     def __init__(self, config: uvicorn.Config, live: Live, metrics: Metrics) -> None:
@@ -60,6 +61,9 @@ class Server(uvicorn.Server):
             return
         log.info("shutting down: %d requests under way", self._metrics.in_flight)
         self._live.draining = True
+        # The one list that uvicorn adds to every answer; it makes it anew from the other each second.
+        self.config.encoded_headers.append(CLOSE)
+        self.server_state.default_headers.append(CLOSE)
         self._draining = asyncio.create_task(self._drain(), name="drain")
 
     async def _drain(self) -> None:
