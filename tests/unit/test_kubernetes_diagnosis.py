@@ -67,8 +67,6 @@ TROUBLES = {
         unscheduled("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", limits={"nvidia.com/gpu": "4"}), "Unschedulable",
         "nvidia.com/gpu (each pod asks for 4)"),
     "a taint": (unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint {a: b}."), "Unschedulable", "podTemplate.tolerations"),
-    "a claim without a volume": (
-        unscheduled("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."), "VolumeNotBound", "storage class"),
     "a crash loop": (
         waiting("CrashLoopBackOff", restartCount=3, lastState={"terminated": {"exitCode": 1, "message": "a\nKeyError: 'x'\n"}}),
         "CrashLoopBackOff", "ended 3 times, last with exit code 1: KeyError: 'x'"),
@@ -89,6 +87,15 @@ def test_trouble_is_told_with_what_to_do(one: dict[str, Any], reason: str, words
     if one["status"]["phase"] == "Pending":
         status = status_of(main(), [one], NOTHING)
         assert (status.state, status.reason) == (State.PENDING, reason)
+
+
+def test_a_claim_without_a_volume_is_told_when_an_event_tells_it() -> None:
+    message = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    one = unscheduled(message)
+    assert status_of(main(), [one], NOTHING).reason == "", "it may be bound in a moment"
+    told = status_of(main(), [one], Heard(warning=message))
+    assert (told.state, told.reason) == (State.PENDING, "VolumeNotBound")
+    assert "storage class" in told.message
 
 
 def test_a_pod_that_runs_well_has_no_trouble() -> None:

@@ -25,6 +25,7 @@ _PULL = (
 )
 _MISSING = re.compile(r"(?P<kind>secret|configmap) \"(?P<name>[^\"]+)\" not found")
 _KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret (?P<where>\S+)")
+_UNBOUND = "unbound immediate PersistentVolumeClaims"
 _LACKS = re.compile(r"Insufficient (?P<what>[\w/-]+(?:\.[\w/-]+)*)")
 
 
@@ -46,6 +47,11 @@ def refused(message: str) -> Finding:
             Reason.POD_SECURITY_REFUSED,
             f"{message}: change spec.podTemplate, or the namespace's pod-security labels",
         )
+    if _UNBOUND in message or "persistentvolumeclaim" in message:
+        return (
+            Reason.VOLUME_NOT_BOUND,
+            f"{message}; look at the claim (kubectl describe pvc), its storage class and its size",
+        )
     if "admission webhook" in message:
         return Reason.WEBHOOK_REFUSED, f"{message}: an admission webhook of this cluster refuses the pod"
     return Reason.CANNOT_START, message
@@ -57,7 +63,9 @@ def _of_pod(pod: Manifest) -> Finding:
         return status["reason"], f"pod {name}: {status.get('message') or status['reason']}"
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _unscheduled(condition.get("message", ""), pod)
+            message = condition.get("message", "")
+            # Most claims are bound a moment later; of those that are not, an event tells.
+            return OK if _UNBOUND in message else _unscheduled(message, pod)
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         found = _of_container(name, container)
         if found != OK:
@@ -66,11 +74,6 @@ def _of_pod(pod: Manifest) -> Finding:
 
 
 def _unscheduled(message: str, pod: Manifest) -> Finding:
-    if "unbound immediate PersistentVolumeClaims" in message or "persistentvolumeclaim" in message:
-        return (
-            Reason.VOLUME_NOT_BOUND,
-            f"{message}; look at the claim (kubectl describe pvc), its storage class and its size",
-        )
     lacks = sorted(set(_LACKS.findall(message)))
     if lacks:
         asked = _asked(pod)
