@@ -10,12 +10,14 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-def wait_until(holds: Callable[[], Found], what: str, *, seconds: float = 120) -> Found:
-    """What `holds` gives, looked at every tenth of a second until it is true; fails with `what` was waited for after `seconds`."""
+def wait_until(
+    holds: Callable[[], Found], what: str | Callable[[], str], *, seconds: float = 120, pause: float = 0.1
+) -> Found:
+    """What `holds` gives, looked at every `pause` seconds until it is true; fails with `what` was waited for after `seconds`."""
     end = time.monotonic() + seconds
     while not (found := holds()):
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what if isinstance(what, str) else what()}"
+        time.sleep(pause)
     return found
 
 

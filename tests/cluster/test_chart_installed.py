@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import wait_until
 
 from harness.api_server import ApiServer, running_api_server
 from harness.helm import CHART, Helm
@@ -130,19 +131,12 @@ def test_the_operator_makes_the_connection_secret_by_apply_and_no_other(server: 
     assert made.returncode == 0, made.stderr
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def test_people_may_do_what_their_role_says(server: ApiServer, helm: Helm) -> None:
     for role in ("view", "edit"):
         server.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "team-a")
     # A controller puts our rules into `view` and `edit`.
     for who, verb in (("viewer", "list"), ("editer", "create")):
-        eventually(lambda who=who, verb=verb: may(server, who, verb, "ragservices.llmops.dev"))  # type: ignore[misc]
+        wait_until(partial(may, server, who, verb, "ragservices.llmops.dev"), f"{who}'s right to {verb}", seconds=30)
     for kind in KINDS:
         what = f"{kind}.llmops.dev"
         assert may(server, "viewer", "get", what)
@@ -203,6 +197,7 @@ def test_uninstalling_keeps_crds_objects_and_runs_and_a_new_release_takes_them_o
 ) -> None:
     server.kubectl("apply", "--server-side", "-f", "-", stdin=INDEX)
     before = server.kubectl.get("embeddingindex", "handbook", "-n", "team-a")["metadata"]["uid"]
+    key = api_key(server)
     helm("uninstall", "llmops", "-n", RELEASE)
     assert server.kubectl.get("embeddingindex", "handbook", "-n", "team-a")["metadata"]["uid"] == before
     assert len(server.kubectl.get("crd", *(f"{kind}.llmops.dev" for kind in KINDS))["items"]) == 3
@@ -211,3 +206,4 @@ def test_uninstalling_keeps_crds_objects_and_runs_and_a_new_release_takes_them_o
     assert not server.kubectl.get("deployment", "-n", RELEASE)["items"]
     helm("install", "llmops", CHART, "-n", RELEASE)
     assert server.kubectl.get("embeddingindex", "handbook", "-n", "team-a")["metadata"]["uid"] == before
+    assert api_key(server) == key, "or what goes on running could not search any more"
