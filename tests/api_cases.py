@@ -65,6 +65,7 @@ VALID: list[tuple[str, str, Spec]] = [
         "gate": {"metric": "TokenF1", "minImprovement": "-0.1", "maxGeneralRegression": "0.2"}}}),
     ("TrainingJob", "a gate without a general set", {"evaluation": {"domain": {"uri": "file:///e"}, "gate": {}}}),
     ("TrainingJob", "an alias that begins with v", {"output.aliasOnPass": "vital"}),
+    ("TrainingJob", "no alias", {"output.aliasOnPass": ""}),
     ("TrainingJob", "a relative file", {"data.train.uri": "file://./train.jsonl"}),
     ("TrainingJob", "resources", {"compute": {"workers": 2, "resources": {"cpu": "500m", "memory": "2Gi"}}}),
     ("TrainingJob", "GPUs of one kind", {"compute": {"gpus": {"count": 2, "product": "NVIDIA-H100-80GB-HBM3"}}}),

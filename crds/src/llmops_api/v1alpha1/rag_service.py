@@ -191,8 +191,9 @@ BY_INDEX: dict[str, object] = {"x-kubernetes-list-type": "atomic"}
 
 
 class RagServiceSpec(Model):
-    """What the service answers with, freely editable: a change is taken over without losing a request. `compute` is what each
-    replica of the engine gets; `podTemplate` is of all pods, the engine's and the gateway's.
+    """What the service answers with, freely editable: a change is taken over without losing a request. `engine` and `compute` (what
+    each replica of it gets) are of no use with `model.endpoint`, where the engine runs elsewhere; `podTemplate` is of all pods, the
+    engine's and the gateway's.
     """
 
     model: ServedModel

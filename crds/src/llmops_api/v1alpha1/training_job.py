@@ -191,20 +191,18 @@ class Output(Model):
 
     model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9][-._a-zA-Z0-9]*$")]
     """Its name in MLflow's registry."""
-    alias_on_pass: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-zA-Z][-_a-zA-Z0-9]*$")] | None = (
-        "champion"  # noqa: S105 - an alias
-    )
-    """Moved to the new version when the gate passes."""
+    alias_on_pass: Annotated[str, Field(max_length=100, pattern=r"^([a-zA-Z][-_a-zA-Z0-9]*)?$")] = "champion"  # noqa: S105 - an alias
+    """Moved to the new version when the gate passes; none is when it is empty."""
 
     rules: ClassVar = (
         Rule("!has(self.aliasOnPass) || !self.aliasOnPass.matches('^(latest|v[0-9]+)$')",
              "aliasOnPass may not be latest or v1, v2, …, which MLflow keeps for itself: write another word, for example champion",
-             lambda self: self.alias_on_pass is None or not _reserved(self.alias_on_pass)),
+             lambda self: not _reserved(self.alias_on_pass)),
     )  # fmt: skip
 
 
 def _reserved(alias: str) -> bool:
-    return alias == "latest" or (alias[0] == "v" and alias[1:].isdigit())
+    return alias == "latest" or (alias.startswith("v") and alias[1:].isdigit())
 
 
 class TrainingJobSpec(Model):

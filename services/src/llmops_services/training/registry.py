@@ -41,7 +41,7 @@ def register(
     version = _version(client, run_id, model_id, config, state)
     passed = finished.evaluation is None or finished.evaluation.gate_passed
     output = config.spec.output
-    alias = output.alias_on_pass if passed else None
+    alias = (output.alias_on_pass or None) if passed else None
     if alias:
         client.set_registered_model_alias(output.model, alias, version)
     run = client.get_run(run_id)
