@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,8 +18,9 @@ from workloads import Writes
 
 from harness.api_server import ApiServer, running_api_server
 from harness.clusters import Cluster, NotHere, cluster_for_tests
+from harness.docker import Docker, docker_daemon
 from harness.dump import dump
-from harness.platform import NAMESPACE, Platform, installed, operator_image
+from harness.platform import NAMESPACE, OPERATOR_IMAGE, Platform, installed
 from harness.pods import restricted_namespace
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.backend import KubernetesBackend
@@ -71,13 +73,34 @@ def namespace(make_namespace: Callable[[], str]) -> str:
     return make_namespace()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Docker]:
+    """A Docker daemon of our own, see `harness.docker`."""
+    if os.geteuid():
+        pytest.skip("a Docker daemon of our own needs root")
+    with docker_daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def operator_image(docker: Docker) -> str:
+    """The image of the operator, built anew from its Dockerfile for this checkout's code."""
+    docker.build("operator/Dockerfile", OPERATOR_IMAGE, arguments={"BASE": docker.make_base()})
+    return OPERATOR_IMAGE
+
+
+@pytest.fixture(scope="session")
 def platform(
-    cluster: Cluster, load_image: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+    cluster: Cluster,
+    docker: Docker,
+    operator_image: str,
+    load_image: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Platform]:
-    """A release of the chart for the tests of a module, see `harness.platform`."""
+    """A release of the chart for all tests that want one, see `harness.platform`."""
     folder = tmp_path_factory.mktemp("platform")
-    load_image(operator_image())
+    docker.save(operator_image, folder / "operator.tar")
+    load_image(folder / "operator.tar")
     cluster.kubectl.apply(restricted_namespace(NAMESPACE))
     try:
         fragment = cluster.mount_toolchain(NAMESPACE)
@@ -96,7 +119,8 @@ def team(platform: Platform) -> Iterator[str]:
     platform.kubectl.apply(restricted_namespace(name))
     platform.cluster.mount_toolchain(name)
     yield name
-    platform.kubectl("delete", "namespace", name, "--timeout=240s", timeout=270)
+    platform.delete_objects(name)  # while there is a namespace in which an index can have its collections dropped
+    platform.kubectl("delete", "namespace", name, "--timeout=120s", timeout=150)
     platform.cluster.recycle(name)
 
 

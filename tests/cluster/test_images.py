@@ -1,32 +1,24 @@
-"""Images are built from Dockerfiles here, though no base image can be pulled."""
+"""Images are built from Dockerfiles here, though no base image can be pulled; what is in them, and that it runs as its pods would run it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.clusters import Cluster
-from harness.docker import Docker, docker_daemon
+from harness.docker import Docker
 from harness.pods import restricted_pod, run_job
 
+# As a restricted pod runs a container.
+CONFINED = ("--read-only", "--tmpfs=/tmp:exec", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 _DOCKERFILE = """
 ARG PYTHON=python:3.11-slim
 FROM ${PYTHON}
 RUN pip install --no-cache-dir filelock
 USER 10001
 """
-
-
-@pytest.fixture(scope="module")
-def docker() -> Any:
-    if os.geteuid():
-        pytest.skip("a Docker daemon of our own needs root")
-    with docker_daemon() as daemon:
-        yield daemon
 
 
 @pytest.mark.timeout(600)
@@ -41,3 +33,26 @@ def test_a_dockerfile_that_installs_a_package_runs_in_the_cluster(
     pod = restricted_pod(["python", "-c", "import filelock; print('imported')"], {})
     pod["containers"][0]["image"] = tag
     assert run_job(cluster.kubectl, namespace, "installed", pod).strip() == "imported"
+
+
+def confined(docker: Docker, image: str, program: str, *arguments: str) -> str:
+    """What a program prints in a container of the image, as the user of the image."""
+    return docker.run("run", "--rm", *CONFINED, f"--entrypoint={program}", image, *arguments).strip()
+
+
+@pytest.mark.timeout(600)
+def test_the_image_of_the_operator_is_small_and_has_no_machine_learning(docker: Docker, operator_image: str) -> None:
+    assert docker.size(operator_image) < 250e6
+    modules = "import pkgutil; print(*(one.name for one in pkgutil.iter_modules()))"
+    found = set(confined(docker, operator_image, "python", "-c", modules).split())
+    assert {"llmops_api", "llmops_operator", "kopf"} <= found
+    assert not found & {"torch", "ray", "vllm", "transformers", "qdrant_client", "pip", "numpy"}
+
+
+@pytest.mark.timeout(600)
+def test_the_operator_and_the_command_run_on_a_read_only_root(docker: Docker, operator_image: str) -> None:
+    assert confined(docker, operator_image, "id", "-u") == "10001"
+    assert "--config" in confined(
+        docker, operator_image, "python", "-m", "llmops_operator.backends.kubernetes", "--help"
+    )
+    assert "0.1.0" in confined(docker, operator_image, "llmops", "version")

@@ -11,15 +11,17 @@ import json
 import os
 import subprocess
 import sys
-import time
+import warnings
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import binaries, clusters, images
-from harness.docker import docker_daemon
+from qdrant_client import QdrantClient
+from waiting import wait_until
+
+from harness import clusters, images
 from harness.helm import CHART, Helm
 from llmops_operator.backends.kubernetes.access import Cluster
 
@@ -27,13 +29,26 @@ OPERATOR_IMAGE = "localhost/llmops-test/operator:1"
 RELEASE = "llmops"
 NAMESPACE = "llmops-system"
 LLMOPS = str(Path(sys.executable).with_name("llmops"))
+Fragment = Mapping[str, Sequence[Any]]
+"""A `podTemplate` fragment of `Cluster.mount_toolchain`, alike for every namespace."""
 
 
 class Platform:
     """A release of the chart, and what a person does with it."""
 
-    def __init__(self, cluster: clusters.Cluster, helm: Helm) -> None:
+    def __init__(self, cluster: clusters.Cluster, helm: Helm, fragment: Fragment, values: Mapping[str, Any]) -> None:
         self.cluster, self.helm, self.kubectl = cluster, helm, cluster.kubectl
+        self.fragment, self._values = fragment, values
+
+    def install(self) -> None:
+        """`helm install`, until its parts are ready."""
+        self.helm("install", RELEASE, CHART, "--namespace", NAMESPACE, values=self._values)
+        for what in ("deployment/operator", "deployment/mlflow", "statefulset/qdrant"):
+            self.rolled_out(what.replace("/", f"/{RELEASE}-"), NAMESPACE)
+
+    def rolled_out(self, what: str, namespace: str) -> None:
+        """Wait until the pods of a Deployment or StatefulSet are those of its spec."""
+        self.kubectl("rollout", "status", what, "-n", namespace, "--timeout=240s", timeout=260)
 
     def llmops(self, *words: str, timeout: float = 180) -> str:
         """What the command prints; an AssertionError with what it complains of when it fails."""
@@ -53,11 +68,15 @@ class Platform:
         """`kubectl apply` of manifests without a namespace."""
         self.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
 
+    def patch(self, what: str, namespace: str, spec: Mapping[str, Any]) -> None:
+        """Merge something into the spec of an object."""
+        self.kubectl("patch", what, "-n", namespace, "--type=merge", "-p", json.dumps({"spec": spec}))
+
     def status(self, what: str, namespace: str) -> dict[str, Any]:
-        """The status of an object such as `rag/handbook-chat`; empty before the operator has seen it."""
-        kind, name = what.split("/")
-        status: dict[str, Any] = self.kubectl.get(kind, name, "-n", namespace).get("status", {})
-        return status
+        """The status of an object such as `rag/handbook-chat`; empty before the operator has seen its spec as it stands."""
+        found = self.kubectl.get(what, "-n", namespace)
+        status: dict[str, Any] = found.get("status", {})
+        return status if status.get("observedGeneration") == found["metadata"]["generation"] else {}
 
     def condition(self, what: str, type_: str, namespace: str) -> dict[str, Any]:
         """One condition of an object; empty before there is one."""
@@ -65,14 +84,24 @@ class Platform:
         return next((one for one in conditions if one["type"] == type_), {})
 
     def wait(self, what: str, type_: str, namespace: str, *, seconds: float) -> None:
-        """Until a condition is True; an AssertionError with all conditions when it is not within `seconds`."""
-        until(
-            lambda: self.condition(what, type_, namespace).get("status") == "True",
-            seconds=seconds,
-            said=lambda: (
-                f"{what} is not {type_}: {json.dumps(self.status(what, namespace).get('conditions'), indent=1)}"
-            ),
-        )
+        """Until a condition of the spec as it stands is True; an AssertionError with all conditions when it is not within `seconds`, or when the object has failed."""
+        conditions: list[dict[str, Any]] = []
+
+        def said() -> str:
+            return f"{what} to be {type_}: {json.dumps(conditions, indent=1)}"
+
+        def so() -> bool:
+            conditions[:] = self.status(what, namespace).get("conditions", ())
+            true = {one["type"] for one in conditions if one["status"] == "True"}
+            assert "Failed" not in true, said()
+            return type_ in true
+
+        wait_until(so, said, seconds=seconds, pause=2)
+
+    def delete_objects(self, namespace: str) -> None:
+        """All objects of our kinds, and what is theirs."""
+        plurals = "ragservices,trainingjobs,embeddingindexes"
+        self.kubectl("delete", plurals, "--all", "-n", namespace, "--timeout=200s", timeout=240)
 
     def kill_operator(self) -> None:
         """kill -9, and a new pod instead of one that waits for its back-off. Raises `NotHere`."""
@@ -92,35 +121,22 @@ class Platform:
         ):
             yield url
 
-    def qdrant_key(self) -> str:
-        """The API key of the release's vector store."""
+    @contextmanager
+    def qdrant(self) -> Iterator[QdrantClient]:
+        """A client of the release's vector store."""
         secret = self.kubectl.get("secret", f"{RELEASE}-operator-connection", "-n", NAMESPACE)
-        return b64decode(secret["data"]["QDRANT_API_KEY"]).decode()
-
-
-def until(holds: Callable[[], bool], *, seconds: float, said: Callable[[], str] | str) -> None:
-    """Wait for what is to become so; an AssertionError with what is said when it does not."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {said if isinstance(said, str) else said()}"
-        time.sleep(0.5)
-
-
-def operator_image() -> Path:
-    """The archive of the operator's image, built anew from its Dockerfile for this checkout's code."""
-    archive = binaries.cache() / "images" / "operator.tar"
-    with docker_daemon() as docker:
-        docker.build("operator/Dockerfile", OPERATOR_IMAGE, arguments={"BASE": docker.make_base()})
-        docker.save(OPERATOR_IMAGE, archive)
-    return archive
+        key = b64decode(secret["data"]["QDRANT_API_KEY"]).decode()
+        with self.forwarded(f"{RELEASE}-qdrant") as url:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a key without TLS, over the loopback interface
+                client = QdrantClient(url=url, api_key=key, check_compatibility=False, timeout=60)
+            yield client
+            client.close()
 
 
 @contextmanager
-def installed(cluster: clusters.Cluster, home: Path, fragment: Mapping[str, Sequence[Any]]) -> Iterator[Platform]:
-    """A release in its namespace, which has the claims of `fragment`; gone after the block, CRDs and objects too.
-
-    `fragment` is a `podTemplate` fragment of `Cluster.mount_toolchain`.
-    """
+def installed(cluster: clusters.Cluster, home: Path, fragment: Fragment) -> Iterator[Platform]:
+    """A release in its namespace, which has the claims of `fragment`; gone after the block, CRDs and objects too."""
     helm = Helm(home, cluster.kubeconfig)
     repository, tag = images.TOOLCHAIN.rsplit(":", 1)
     operator, operator_tag = OPERATOR_IMAGE.rsplit(":", 1)
@@ -137,16 +153,11 @@ def installed(cluster: clusters.Cluster, home: Path, fragment: Mapping[str, Sequ
         "mlflow": extra,
         "qdrant": extra,
     }
+    platform = Platform(cluster, helm, fragment, values)
     try:
-        helm("install", RELEASE, CHART, "--namespace", NAMESPACE, values=values)
-        for kind, name in (("deployment", "operator"), ("deployment", "mlflow"), ("statefulset", "qdrant")):
-            cluster.kubectl(
-                "rollout", "status", f"{kind}/{RELEASE}-{name}", "-n", NAMESPACE, "--timeout=240s", timeout=260
-            )
-        yield Platform(cluster, helm)
+        platform.install()
+        yield platform
     finally:
-        for plural in ("ragservices", "trainingjobs", "embeddingindexes"):
-            cluster.kubectl.run("delete", plural, "--all", "--all-namespaces", "--timeout=200s", timeout=240)
         with contextlib.suppress(RuntimeError):  # a test may have uninstalled it
             helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
         cluster.kubectl.run("delete", "crd", "-l", "app.kubernetes.io/part-of=llmops", "--timeout=60s")
