@@ -7,16 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from waiting import wait_until
+
 from harness.api_server import ApiServer
 
 CHECKOUT = Path(__file__).parents[2]
+SUMMARIES = {"TrainingJob": "Succeeded", "EmbeddingIndex": "Ready", "RagService": "Ready"}
+CHILDREN = "jobs,deployments,services,configmaps,persistentvolumeclaims"
+OURS = "app.kubernetes.io/managed-by=llmops-operator"
 KINDS = {"TrainingJob": "trainingjobs", "EmbeddingIndex": "embeddingindexes", "RagService": "ragservices"}
 
 
@@ -81,6 +85,35 @@ def chain(namespace: str, name: str) -> list[dict[str, Any]]:
     return [service, index, job]
 
 
+def objects(server: ApiServer, namespace: str) -> list[dict[str, Any]]:
+    """All objects of our kinds."""
+    found: list[dict[str, Any]] = server.kubectl.get(",".join(KINDS.values()), "-n", namespace)["items"]
+    return found
+
+
+def children(server: ApiServer, namespace: str) -> dict[str, str]:
+    """Names of children with their uids."""
+    found = server.kubectl.get(CHILDREN, "-n", namespace, "-l", OURS)["items"]
+    return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["uid"] for one in found}
+
+
+def all_settled(server: ApiServer, namespace: str, count: int) -> bool:
+    """Whether there are so many objects, and all are Succeeded or Ready."""
+    found = objects(server, namespace)
+    return len(found) == count and all(map(settled, found))
+
+
+def settled(one: dict[str, Any]) -> bool:
+    """Whether an object is Succeeded or Ready."""
+    conditions = {c["type"]: c["status"] for c in (one.get("status") or {}).get("conditions", [])}
+    return conditions.get(SUMMARIES[one["kind"]]) == "True"
+
+
+def not_settled(server: ApiServer, namespace: str) -> str:
+    """The statuses of those that are not."""
+    return json.dumps([one.get("status") for one in objects(server, namespace) if not settled(one)], indent=1)
+
+
 class Operator:
     """An operator in a process of its own. Its log is `log`."""
 
@@ -98,7 +131,11 @@ class Operator:
             )
 
     def says(self, what: str, seconds: float = 60) -> None:
-        until(lambda: what in self.log.read_text() or self.process.poll() is not None, seconds, self._read)
+        wait_until(
+            lambda: what in self.log.read_text() or self.process.poll() is not None,
+            lambda: f"{what!r} in its log: {self._read()}",
+            seconds=seconds,
+        )
         assert what in self.log.read_text(), self._read()
 
     def send(self, number: int) -> None:
@@ -120,8 +157,22 @@ class Operator:
         return self.log.read_text()[-4000:]
 
 
-def until(holds: Callable[[], bool], seconds: float = 60, said: Callable[[], str] = lambda: "") -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {said()}"
-        time.sleep(0.1)
+Start = Callable[..., Operator]
+
+
+@contextmanager
+def starting(folder: Path) -> Iterator[Start]:
+    """Gives what starts operators (as `Operator` is made, but for its folder); those that run after the block are killed."""
+    started: list[Operator] = []
+
+    def start(kubeconfig: Path, config: dict[str, Any], **options: Any) -> Operator:
+        started.append(Operator(folder / str(len(started)), kubeconfig, config, **options))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            if one.process.poll() is None:
+                one.process.kill()
+                one.process.wait(10)

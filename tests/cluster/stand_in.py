@@ -210,11 +210,11 @@ async def standing_in(server: ApiServer, **options: Any) -> AsyncIterator[StandI
     task = asyncio.create_task(player.run())
     try:
         yield player
-        if task.done():
-            task.result()
     finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        [ended] = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(ended, Exception):
+            raise ended  # whatever the block complains of comes from that
 
 
 def _trained(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,19 +6,18 @@ import json
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import operators
 import pytest
 import yaml
-from operators import KINDS, Operator, configuration, manifest, until
+from operators import KINDS, Operator, Start, configuration, manifest
 from proxies import Proxy
+from waiting import wait_until
 
 from harness.api_server import ApiServer
-
-Start = Callable[..., Operator]
 
 
 @pytest.fixture
@@ -30,18 +29,12 @@ def namespace(api_server: ApiServer) -> Iterator[str]:
 
 @pytest.fixture
 def start(api_server: ApiServer, namespace: str, tmp_path: Path) -> Iterator[Start]:
-    started: list[Operator] = []
+    with operators.starting(tmp_path) as begin:
 
-    def start_one(kubeconfig: Path | None = None, **config: Any) -> Operator:
-        folder = tmp_path / str(len(started))
-        started.append(Operator(folder, kubeconfig or api_server.kubeconfig, configuration(namespace, **config)))
-        return started[-1]
+        def start_one(kubeconfig: Path | None = None, **config: Any) -> Operator:
+            return begin(kubeconfig or api_server.kubeconfig, configuration(namespace, **config))
 
-    yield start_one
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait(10)
+        yield start_one
 
 
 def condition(server: ApiServer, plural: str, namespace: str, name: str, type_: str) -> dict[str, Any] | None:
@@ -80,8 +73,8 @@ def test_every_change_is_written_once_then_nothing_and_nothing_again_after_a_res
     apply_some(api_server, namespace, 5)
     first = start(resyncSeconds=10, port=18080)
     first.says("leads")
-    until(lambda: all_accepted(api_server, namespace, 5))
-    until(lambda: len(events(api_server, namespace)) >= 15)
+    wait_until(lambda: all_accepted(api_server, namespace, 5), "five accepted objects", seconds=60)
+    wait_until(lambda: len(events(api_server, namespace)) >= 15, "15 events", seconds=60)
     time.sleep(2)
     before, told = versions(api_server, namespace), events(api_server, namespace)
     time.sleep(13)  # a resync is in it
@@ -122,10 +115,10 @@ def test_when_the_leader_is_killed_the_other_takes_over_within_twenty_seconds(
     second.says("stands by")
     first.process.kill()
     killed = time.monotonic()
-    until(lambda: second_leads(second), 20)
+    wait_until(lambda: second_leads(second), "the second one to lead", seconds=20)
     assert time.monotonic() - killed < 20
     api_server.kubectl.apply(manifest("TrainingJob", namespace, "a"))
-    until(lambda: accepted(api_server, "trainingjobs", namespace, "a"))
+    wait_until(lambda: accepted(api_server, "trainingjobs", namespace, "a"), "an accepted a", seconds=60)
 
 
 def second_leads(operator: Operator) -> bool:
@@ -141,7 +134,7 @@ def test_a_leader_that_is_told_to_stop_hands_over_at_once(api_server: ApiServer,
     second = start()
     second.says("stands by")
     assert first.end() == 0
-    until(lambda: second_leads(second), 5)
+    wait_until(lambda: second_leads(second), "the second one to lead", seconds=5)
 
 
 def test_a_leader_that_was_paused_amid_its_work_writes_nothing_when_another_has_taken_over(
@@ -154,16 +147,16 @@ def test_a_leader_that_was_paused_amid_its_work_writes_nothing_when_another_has_
         second = start(lease=6, renew=1)
         second.says("stands by")
         apply_some(api_server, namespace, count)
-        until(lambda: len(proxy.writes) > 10)
+        wait_until(lambda: len(proxy.writes) > 10, "more than ten writes", seconds=60)
         first.send(signal.SIGSTOP)
         assert not all_accepted(api_server, namespace, count)  # it has more to write when it goes on
-        until(lambda: second_leads(second), 20)
+        wait_until(lambda: second_leads(second), "the second one to lead", seconds=20)
         made = len(proxy.writes)
         first.send(signal.SIGCONT)
         assert first.process.wait(20) == 1
         assert "does not hold the lease" in first.log.read_text()
         assert len(proxy.writes) == made
-    until(lambda: all_accepted(api_server, namespace, count))
+    wait_until(lambda: all_accepted(api_server, namespace, count), "all to be accepted", seconds=60)
     lease = api_server.kubectl.get("lease", "llmops-operator", "-n", namespace)
     assert lease["spec"]["holderIdentity"] in second.log.read_text()
 
@@ -184,14 +177,16 @@ def test_an_object_that_got_past_the_schema_is_told_so_and_holds_up_nobody(
     def stored() -> bool:
         return api_server.kubectl.run("apply", "--server-side", "-f", "-", stdin=json.dumps(poisoned)).returncode == 0
 
-    until(stored)
+    wait_until(stored, "a definition without rules", seconds=60)
     operators.install_crds(api_server)
     operator = start()
     api_server.kubectl.apply(manifest("TrainingJob", namespace, "sound"))
-    until(lambda: accepted(api_server, "trainingjobs", namespace, "sound"))
+    wait_until(lambda: accepted(api_server, "trainingjobs", namespace, "sound"), "an accepted sound one", seconds=60)
     # No status of it can be written: the API server holds each write to the rules of the specification.
     assert condition(api_server, "trainingjobs", namespace, "poisoned", "Accepted") is None
-    until(lambda: any(one["reason"] == "Invalid" for one in events(api_server, namespace)))
+    wait_until(
+        lambda: any(one["reason"] == "Invalid" for one in events(api_server, namespace)), "an event Invalid", seconds=60
+    )
     assert operator.end() == 0
     assert "Traceback" not in operator.log.read_text()
 
@@ -231,7 +226,7 @@ def test_what_it_may_not_do_is_said_and_done_once_it_may(api_server: ApiServer, 
     operator.says('cannot patch resource "trainingjobs/status"')
     status = {"apiGroups": ["llmops.dev"], "resources": ["trainingjobs/status"], "verbs": ["patch"]}
     grant(api_server, namespace, user, [*READ, status])
-    until(lambda: accepted(api_server, "trainingjobs", namespace, "a"))
+    wait_until(lambda: accepted(api_server, "trainingjobs", namespace, "a"), "an accepted a", seconds=60)
     operator.says("events cannot be written")
     assert operator.end() == 0
 
@@ -243,7 +238,7 @@ def test_it_waits_for_definitions_that_are_missing(api_server: ApiServer, namesp
     operators.install_crds(api_server)
     operator.says("the caches are filled")
     api_server.kubectl.apply(manifest("TrainingJob", namespace, "a"))
-    until(lambda: accepted(api_server, "trainingjobs", namespace, "a"))
+    wait_until(lambda: accepted(api_server, "trainingjobs", namespace, "a"), "an accepted a", seconds=60)
     assert operator.end() == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import operators
 import pytest
 from proxies import Answer, Proxy
+from waiting import eventually
 
 from harness.api_server import ApiServer
 from llmops_operator.backends.kubernetes import watching as watching_module
@@ -62,12 +63,6 @@ class Cluster:
             return int(cached["metadata"]["resourceVersion"]) >= int(answer["metadata"]["resourceVersion"])
 
         await eventually(known)
-
-
-async def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110 - what is waited for is told to the store, not to the test
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

@@ -8,24 +8,32 @@ import json
 import random
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import operators
 import pytest
-from operators import KINDS, Operator, chain, configuration, manifest, until
+from operators import (
+    CHILDREN,
+    KINDS,
+    Operator,
+    Start,
+    all_settled,
+    chain,
+    children,
+    configuration,
+    manifest,
+    not_settled,
+    objects,
+)
 from proxies import Answer, Proxy, Write
 from stand_in import standing_in
+from waiting import wait_until
 
 from harness.api_server import ApiServer, running_api_server
 from harness.state import free_ports
-
-Start = Callable[..., Operator]
-SUMMARIES = {"TrainingJob": "Succeeded", "EmbeddingIndex": "Ready", "RagService": "Ready"}
-CHILDREN = "jobs,deployments,services,configmaps,persistentvolumeclaims"
-OURS = "app.kubernetes.io/managed-by=llmops-operator"
 
 
 @pytest.fixture
@@ -37,43 +45,14 @@ def namespace(api_server: ApiServer) -> Iterator[str]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    started: list[Operator] = []
+    with operators.starting(tmp_path) as begin:
 
-    def start_one(kubeconfig: Path, config: dict[str, Any], **options: Any) -> Operator:
-        started.append(Operator(tmp_path / str(len(started)), kubeconfig, config, **options))
-        started[-1].says(" leads")
-        return started[-1]
+        def start_one(kubeconfig: Path, config: dict[str, Any], **options: Any) -> Operator:
+            operator = begin(kubeconfig, config, **options)
+            operator.says(" leads")
+            return operator
 
-    yield start_one
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait(10)
-
-
-def objects(server: ApiServer, namespace: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = server.kubectl.get(",".join(KINDS.values()), "-n", namespace)["items"]
-    return found
-
-
-def children(server: ApiServer, namespace: str) -> dict[str, str]:
-    """Names of children with their uids."""
-    found = server.kubectl.get(CHILDREN, "-n", namespace, "-l", OURS)["items"]
-    return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["uid"] for one in found}
-
-
-def settled(one: dict[str, Any]) -> bool:
-    conditions = {c["type"]: c["status"] for c in (one.get("status") or {}).get("conditions", [])}
-    return conditions.get(SUMMARIES[one["kind"]]) == "True"
-
-
-def all_settled(server: ApiServer, namespace: str, count: int) -> bool:
-    found = objects(server, namespace)
-    return len(found) == count and all(map(settled, found))
-
-
-def not_settled(server: ApiServer, namespace: str) -> str:
-    return json.dumps([one["status"] for one in objects(server, namespace) if not settled(one)], indent=1)
+        yield start_one
 
 
 # The API server in trouble
@@ -100,7 +79,9 @@ async def test_nothing_is_lost_or_written_twice_while_the_api_server_restarts_pu
             proxy.loses = lambda method, path: False
             everything = 3 * rounds * each
             unsettled = partial(not_settled, api_server, namespace)
-            await asyncio.to_thread(until, lambda: all_settled(api_server, namespace, everything), 200, unsettled)
+            await asyncio.to_thread(
+                wait_until, lambda: all_settled(api_server, namespace, everything), unsettled, seconds=200
+            )
             made = children(api_server, namespace)
             await quiet(proxy)
             before = len(writes(proxy))
@@ -180,7 +161,7 @@ async def test_children_that_are_edited_or_deleted_are_as_they_were_again_and_no
         server.kubectl.apply(*chain(namespace, "a"))
         operator = start(server.kubeconfig, configuration(namespace))
         running = {"Deployment/a-engine", "Job/a-sync-1", "Job/a-train-1"}
-        until(lambda: running <= children(server, namespace).keys())
+        wait_until(lambda: running <= children(server, namespace).keys(), f"{running}", seconds=60)
         await asyncio.sleep(2)
         before = children(server, namespace)
         edit = {"spec": {"template": {"spec": {"containers": [{"name": "engine", "image": "other"}]}}}}
@@ -193,7 +174,7 @@ async def test_children_that_are_edited_or_deleted_are_as_they_were_again_and_no
             image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
             return image == "engine:1" and files["engine.json"] != "{}"
 
-        until(repaired)
+        wait_until(repaired, "the children as they were", seconds=60)
         assert children(server, namespace) == before
         for name in before:
             if not name.startswith("PersistentVolumeClaim"):  # the Jobs' pods use them: they go when those have gone
@@ -205,7 +186,7 @@ async def test_children_that_are_edited_or_deleted_are_as_they_were_again_and_no
                 now[name] != uid for name, uid in before.items() if not name.startswith("PersistentVolumeClaim")
             )
 
-        until(all_there_again)
+        wait_until(all_there_again, "the children again", seconds=60)
         for one in objects(server, namespace):
             assert [attempt["number"] for attempt in one["status"].get("attempts", [])] in ([], [1])
         assert operator.end() == 0
@@ -216,18 +197,23 @@ async def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_ar
     with_controllers: ApiServer, start: Start
 ) -> None:
     server = with_controllers
+
+    def there(name: str, namespace: str) -> bool:
+        wanted = {f"Deployment/{name}-engine", f"Job/{name}-sync-1", f"Job/{name}-train-1"}
+        return wanted <= children(server, namespace).keys()
+
     with operators.namespace(server) as going, operators.namespace(server) as staying:
         wish = chain(going, "a")
         wish[1]["spec"]["deletionPolicy"] = "Retain"
         server.kubectl.apply(*wish)
         operator = start(server.kubeconfig, {**configuration("default"), "watchNamespaces": []})
-        until(lambda: {"Deployment/a-engine", "Job/a-sync-1", "Job/a-train-1"} <= children(server, going).keys())
+        wait_until(lambda: there("a", going), "the children of a", seconds=60)
         server.kubectl("delete", "namespace", going, "--timeout=60s")
         server.kubectl.apply(*chain(staying, "b"))
-        until(lambda: {"Deployment/b-engine", "Job/b-sync-1", "Job/b-train-1"} <= children(server, staying).keys())
+        wait_until(lambda: there("b", staying), "the children of b", seconds=60)
         server.kubectl("create", "namespace", going)
         server.kubectl.apply(*wish)
-        until(lambda: {"Deployment/a-engine", "Job/a-sync-1", "Job/a-train-1"} <= children(server, going).keys())
+        wait_until(lambda: there("a", going), "the children of a", seconds=60)
         assert operator.end() == 0
         said = operator.log.read_text()
         assert "Traceback" not in said
@@ -277,8 +263,12 @@ async def test_values_of_secrets_stand_in_no_status_event_log_metric_or_child(
         operator = start(api_server.kubeconfig, {**config, "watchNamespaces": [namespace, poor]}, level="debug")
         async with standing_in(api_server, namespace=namespace):
             api_server.kubectl.apply(service, index, job, elsewhere, *chain(poor, "b"))
-            await asyncio.to_thread(until, lambda: all_settled(api_server, namespace, 4))
-        until(lambda: "exceeded quota" in json.dumps(objects(api_server, poor)))
+            await asyncio.to_thread(
+                wait_until, lambda: all_settled(api_server, namespace, 4), "all to be settled", seconds=60
+            )
+        wait_until(
+            lambda: "exceeded quota" in json.dumps(objects(api_server, poor)), "a word about the quota", seconds=60
+        )
         metrics = await asyncio.to_thread(metrics_at, port)
         assert operator.end() == 0
         kinds = f"{','.join(KINDS.values())},{CHILDREN},pods,events.events.k8s.io"

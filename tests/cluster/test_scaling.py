@@ -8,7 +8,8 @@ from typing import Any
 
 import operators
 import pytest
-from operators import Operator, configuration, manifest, until
+from operators import Operator, configuration, manifest
+from waiting import wait_until
 
 from harness.api_server import ApiServer
 
@@ -37,7 +38,7 @@ def test_an_autoscaler_finds_the_pods_of_a_service_and_their_number(
             return found
 
         try:
-            until(lambda: "selector" in scale()["status"], said=operator.log.read_text)
+            wait_until(lambda: "selector" in scale()["status"], operator.log.read_text, seconds=60)
             for deployment in json.loads(kubectl("get", "deployments", "-n", namespace, "-o", "json"))["items"]:
                 metadata, template = deployment["metadata"], deployment["spec"]["template"]
                 head = {"apiVersion": "v1", "kind": "Pod"}
@@ -48,7 +49,11 @@ def test_an_autoscaler_finds_the_pods_of_a_service_and_their_number(
             assert found.split() == [f"pod/chat-{role}"]
             assert (scale()["spec"]["replicas"], scale()["status"]["replicas"]) == (2, 2)
             kubectl("scale", "rag/chat", "-n", namespace, "--replicas=3")
-            until(lambda: kubectl.get("deployment", f"chat-{role}", "-n", namespace)["spec"]["replicas"] == 3)
+            wait_until(
+                lambda: kubectl.get("deployment", f"chat-{role}", "-n", namespace)["spec"]["replicas"] == 3,
+                "three replicas",
+                seconds=60,
+            )
             assert scale()["status"]["replicas"] == 3
         finally:
             assert operator.end() == 0
