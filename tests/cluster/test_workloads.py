@@ -6,18 +6,19 @@ import asyncio
 import json
 from dataclasses import replace
 
+import pytest
 from rendered_workloads import CONFIG, GATEWAY, TRAINER
 from waiting import eventually
 from workloads import Writes, pod
 
 from harness.api_server import ApiServer
+from llmops_operator.backends.kubernetes import connection
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.backend import KubernetesBackend
 from llmops_operator.backends.kubernetes.client import Client
 from llmops_operator.backends.kubernetes.config import ConnectionSecret, LeaderElection
-from llmops_operator.backends.kubernetes.connection import copy_connection
 from llmops_operator.backends.kubernetes.rendering import render
-from llmops_operator.backends.kubernetes.rendering.names import LIVE
+from llmops_operator.backends.kubernetes.rendering.names import CREDENTIALS, LIVE
 from llmops_operator.domain.workload import Owner, State
 
 
@@ -145,16 +146,36 @@ async def test_a_config_file_that_was_deleted_is_there_again_before_its_pod_begi
     assert any(one["kind"] == "ConfigMap" for one in backend._children.of(owner))
 
 
-async def test_the_connection_is_copied_to_where_workloads_run(
-    client: Client, owner: Owner, api_server: ApiServer
+async def test_credentials_are_copied_to_where_workloads_run_and_other_ones_roll_what_serves(
+    client: Client, owner: Owner, api_server: ApiServer, writes: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection, "READ_AGAIN_SECONDS", 0)
     api_server.kubectl("-n", owner.namespace, "create", "secret", "generic", "ours", "--from-literal=QDRANT_API_KEY=k")
     settings = {
         "connection_secret": ConnectionSecret(name="ours"),
         "leader_election": LeaderElection(namespace=owner.namespace),
     }
     config = CONFIG.model_copy(update=settings)
-    api = Api(client)
-    await copy_connection(api, config, owner.namespace)
-    said = api_server.kubectl("-n", owner.namespace, "get", "secret", "llmops-connection", "-o", "jsonpath={.data}")
-    assert json.loads(str(said)) == {"QDRANT_API_KEY": "aw=="}
+
+    def copied() -> dict[str, str]:
+        found: dict[str, str] = api_server.kubectl.get("secret", "llmops-connection", "-n", owner.namespace)["data"]
+        return found
+
+    def credentials() -> str:
+        deployment = api_server.kubectl.get("deployment", GATEWAY.name, "-n", owner.namespace)
+        return str(deployment["spec"]["template"]["metadata"]["annotations"][CREDENTIALS])
+
+    backend = KubernetesBackend(Api(client), config)
+    await backend.start()
+    await backend.apply(owner, GATEWAY)
+    assert copied() == {"QDRANT_API_KEY": "aw=="}
+    first = credentials()
+    before = list(writes.made)
+    await backend.apply(owner, GATEWAY)
+    assert writes.made == before
+    patch = '{"stringData": {"QDRANT_API_KEY": "l"}}'
+    api_server.kubectl("-n", owner.namespace, "patch", "secret", "ours", "-p", patch)
+    await backend.apply(owner, GATEWAY)
+    assert copied() == {"QDRANT_API_KEY": "bA=="}
+    assert credentials() != first
+    await backend.stop()

@@ -13,11 +13,11 @@ from llmops_api.reasons import Reason
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.children import Children, Taken
 from llmops_operator.backends.kubernetes.config import OperatorConfig
-from llmops_operator.backends.kubernetes.connection import copy_connection
+from llmops_operator.backends.kubernetes.connection import Connection
 from llmops_operator.backends.kubernetes.listening import Listening
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.children import main_kind
-from llmops_operator.backends.kubernetes.rendering.names import LIVE, UID, WORKLOAD
+from llmops_operator.backends.kubernetes.rendering.names import APPLIED, LIVE, UID, WORKLOAD
 from llmops_operator.backends.kubernetes.rendering.rayjob import KIND as RAYJOB
 from llmops_operator.backends.kubernetes.status import MAINS, ended_at, is_main, pods_of, status_of
 from llmops_operator.controllers.ports import NotFound, NotYet, Refused
@@ -38,6 +38,7 @@ class KubernetesBackend:
 
     def __init__(self, api: Api, config: OperatorConfig, *, acting: Callable[[], bool] = lambda: True) -> None:
         self._api, self._config = api, config
+        self._connection = Connection(api, config)
         self._children = Children(api, config.watch_namespaces, self._changed)
         self._listening = Listening(api, self._children, self._tell, acting)
         self._listeners: list[Callable[[Owner], None]] = []
@@ -94,14 +95,15 @@ class KubernetesBackend:
 
     async def _apply(self, owner: Owner, workload: Workload, kind: str) -> None:
         main = self._children.get(kind, owner.namespace, workload.name)
-        manifests = render(owner, workload, self._config)
+        credentials = await self._connection.digest() if main is None or kind == "Deployment" else ""
+        manifests = render(owner, workload, self._config, credentials=credentials)
         if main is not None and kind != "Deployment" and not main["metadata"].get("deletionTimestamp"):
             if main["metadata"]["labels"].get(UID) == owner.uid and ended_at(main):
                 return
             # It stays as it was begun; but a file that somebody deleted is there again before its pod needs it.
             manifests = tuple(one for one in manifests if self._is_missing(one) or one["kind"] == kind)
-        if main is None:
-            await copy_connection(self._api, self._config, owner.namespace)
+        if main is None or (kind == "Deployment" and _differ(main, manifests[-1])):
+            await self._connection.copy(owner.namespace)
         for manifest in manifests:
             await self._children.apply(manifest)
         if kind == "Deployment":
@@ -161,3 +163,9 @@ class KubernetesBackend:
                 for (owner, _), (reason, _) in list(self._troubles.items()):
                     if reason == Reason.KUBE_RAY_MISSING:
                         self._tell(owner)
+
+
+def _differ(main: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether something else is wanted than what was applied last."""
+    applied, wished = ((one["metadata"].get("annotations") or {}).get(APPLIED) for one in (main, wanted))
+    return bool(applied != wished)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
 from llmops_operator.backends.kubernetes.api import Api, Resource
 from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.backends.kubernetes.rendering.names import CONNECTION, MANAGED_BY, MANAGER
+from llmops_operator.domain.fingerprint import fingerprint
 
 SECRET = Resource("v1", "Secret", "secrets")
+READ_AGAIN_SECONDS = 30.0
 
 
-async def copy_connection(api: Api, config: OperatorConfig, namespace: str) -> None:
-    """Have the Secret in `namespace` as it is in the operator's own. It is written and never read there: the operator may read no
-    Secret of others; writing the same again changes nothing.
-    """
-    if config.connection_secret is None:
-        return
-    ours = await api.read(SECRET, config.leader_election.namespace, config.connection_secret.name)
-    labels = {MANAGED_BY: MANAGER, "app.kubernetes.io/part-of": "llmops"}
-    metadata = {"name": CONNECTION, "namespace": namespace, "labels": labels}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": dict(ours.get("data") or {})}
-    await api.apply(SECRET, secret)
+class Connection:
+    """The Secret with the credentials, read now and then: the operator may read this one, and watch none."""
+
+    def __init__(self, api: Api, config: OperatorConfig) -> None:
+        self._api, self._secret, self._namespace = api, config.connection_secret, config.leader_election.namespace
+        self._data: Mapping[str, str] = {}
+        self._read_at = float("-inf")
+
+    async def digest(self) -> str:
+        """Another one when the credentials are others; empty when there is no such Secret configured. Raises `NotFound`."""
+        if self._secret is None:
+            return ""
+        if time.monotonic() - self._read_at > READ_AGAIN_SECONDS:
+            self._data = dict((await self._api.read(SECRET, self._namespace, self._secret.name)).get("data") or {})
+            self._read_at = time.monotonic()
+        return fingerprint(self._data)[:16]
+
+    async def copy(self, namespace: str) -> None:
+        """Have the Secret in `namespace` as it is in the operator's own. It is written and never read there: the operator may read
+        no Secret of others; writing the same again changes nothing.
+        """
+        if not await self.digest():
+            return
+        labels = {MANAGED_BY: MANAGER, "app.kubernetes.io/part-of": "llmops"}
+        metadata = {"name": CONNECTION, "namespace": namespace, "labels": labels}
+        await self._api.apply(SECRET, {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": self._data})

@@ -9,6 +9,7 @@ from llmops_operator.backends.kubernetes.rendering import rayjob
 from llmops_operator.backends.kubernetes.rendering.names import (
     APPLIED,
     CACHE_CLAIM,
+    CREDENTIALS,
     MANAGED_BY,
     MANAGER,
     ROLE,
@@ -28,8 +29,10 @@ from llmops_operator.domain.workload import Lifecycle, Owner, Role, Scope, Workl
 Manifest = dict[str, Any]
 
 
-def render(owner: Owner, workload: Workload, config: OperatorConfig) -> tuple[Manifest, ...]:
-    """The manifests of a workload's children: claims and config files first, what runs last."""
+def render(owner: Owner, workload: Workload, config: OperatorConfig, *, credentials: str = "") -> tuple[Manifest, ...]:
+    """The manifests of a workload's children: claims and config files first, what runs last. `credentials` is the digest of those
+    that pods get in their environment.
+    """
     found = [*_claims(owner, workload, config), *_config_maps(owner, workload)]
     if workload.role is Role.GATEWAY:
         found.append(_service(owner, workload))
@@ -37,6 +40,8 @@ def render(owner: Owner, workload: Workload, config: OperatorConfig) -> tuple[Ma
         found.append(_network_policy(owner, workload))
     if workload.lifecycle is Lifecycle.RUNS:
         found.append(_deployment(owner, workload, config))
+        if credentials:
+            found[-1]["spec"]["template"]["metadata"]["annotations"][CREDENTIALS] = credentials
     elif workload.workers > 1:
         spec = rayjob.rayjob_spec(owner, workload, config)
         found.append(_child(owner, workload, rayjob.API_VERSION, rayjob.KIND, spec=spec))
