@@ -94,6 +94,12 @@ def test_a_question_is_answered_with_citations_and_traced_to_its_sources(platfor
         assert part in tree, tree
 
 
+def test_helm_test_asks_the_service(platform: Platform, team: str) -> None:
+    test = {"service": "handbook-chat", "namespace": team, "question": QUESTION}
+    platform.helm("upgrade", RELEASE, "helm/llmops", "--namespace", NAMESPACE, "--reuse-values", values={"test": test})
+    assert "Phase:          Succeeded" in platform.helm("test", RELEASE, "--namespace", NAMESPACE)
+
+
 def test_another_service_has_the_first_one_as_its_model_and_shares_its_index(platform: Platform, team: str) -> None:
     first = platform.status("rag/handbook-chat", team)["url"]
     spec = {
@@ -143,12 +149,6 @@ def searched(platform: Platform, team: str) -> str:
     """The collection that the service searches."""
     [index] = platform.status("rag/handbook-chat", team)["indexes"]
     return str(index["collection"])
-
-
-def test_helm_test_asks_the_service(platform: Platform, team: str) -> None:
-    test = {"service": "handbook-chat", "namespace": team, "question": QUESTION}
-    platform.helm("upgrade", RELEASE, "helm/llmops", "--namespace", NAMESPACE, "--reuse-values", values={"test": test})
-    assert "Phase:          Succeeded" in platform.helm("test", RELEASE, "--namespace", NAMESPACE)
 
 
 def test_helm_uninstall_leaves_the_objects_and_a_new_release_takes_them_over(platform: Platform, team: str) -> None:

@@ -17,7 +17,8 @@ service = os.environ["SERVICE"]
 if service:
     url = f"http://{service}-gateway.{os.environ['SERVICE_NAMESPACE']}.svc:8080/v1/chat/completions"
     messages = [{"role": "user", "content": os.environ["QUESTION"]}]
-    answer = json.loads(get(url, body={"model": service, "messages": messages, "max_tokens": 128}, seconds=300))
+    body = {"model": service, "messages": messages, "max_tokens": 128, "temperature": 0}
+    answer = json.loads(get(url, body=body, seconds=300))
     text = answer["choices"][0]["message"]["content"]
     print(text)
     if not text:
