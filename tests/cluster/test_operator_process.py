@@ -200,6 +200,7 @@ READ = [
             "": ["configmaps", "persistentvolumeclaims", "pods", "services"],
             "apps": ["deployments"],
             "batch": ["jobs"],
+            "networking.k8s.io": ["networkpolicies"],
             "ray.io": ["rayjobs"],
         }.items()
     ),
