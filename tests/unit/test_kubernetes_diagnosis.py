@@ -67,6 +67,8 @@ TROUBLES = {
         unscheduled("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.", limits={"nvidia.com/gpu": "4"}), "Unschedulable",
         "nvidia.com/gpu (each pod asks for 4)"),
     "a taint": (unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint {a: b}."), "Unschedulable", "podTemplate.tolerations"),
+    "a claim that is not there": (
+        unscheduled('0/1 nodes are available: persistentvolumeclaim "documents" not found.'), "VolumeNotBound", "kubectl describe pvc"),
     "a crash loop": (
         waiting("CrashLoopBackOff", restartCount=3, lastState={"terminated": {"exitCode": 1, "message": "a\nKeyError: 'x'\n"}}),
         "CrashLoopBackOff", "ended 3 times, last with exit code 1: KeyError: 'x'"),

@@ -95,7 +95,7 @@ class KubernetesBackend:
 
     async def _apply(self, owner: Owner, workload: Workload, kind: str) -> None:
         main = self._children.get(kind, owner.namespace, workload.name)
-        credentials = await self._connection.digest() if main is None or kind == "Deployment" else ""
+        credentials = await self._connection.digest() if kind == "Deployment" else ""
         manifests = render(owner, workload, self._config, credentials=credentials)
         if main is not None and kind != "Deployment" and not main["metadata"].get("deletionTimestamp"):
             if main["metadata"]["labels"].get(UID) == owner.uid and ended_at(main):

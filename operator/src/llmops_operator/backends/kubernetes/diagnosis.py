@@ -25,7 +25,7 @@ _PULL = (
 )
 _MISSING = re.compile(r"(?P<kind>secret|configmap) \"(?P<name>[^\"]+)\" not found")
 _KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret (?P<where>\S+)")
-_UNBOUND = "unbound immediate PersistentVolumeClaims"
+_UNBOUND, _CLAIM = "unbound immediate PersistentVolumeClaims", "persistentvolumeclaim"
 _LACKS = re.compile(r"Insufficient (?P<what>[\w/-]+(?:\.[\w/-]+)*)")
 
 
@@ -47,11 +47,8 @@ def refused(message: str) -> Finding:
             Reason.POD_SECURITY_REFUSED,
             f"{message}: change spec.podTemplate, or the namespace's pod-security labels",
         )
-    if _UNBOUND in message or "persistentvolumeclaim" in message:
-        return (
-            Reason.VOLUME_NOT_BOUND,
-            f"{message}; look at the claim (kubectl describe pvc), its storage class and its size",
-        )
+    if _UNBOUND in message or _CLAIM in message:
+        return _without_volume(message)
     if "admission webhook" in message:
         return Reason.WEBHOOK_REFUSED, f"{message}: an admission webhook of this cluster refuses the pod"
     return Reason.CANNOT_START, message
@@ -73,7 +70,16 @@ def _of_pod(pod: Manifest) -> Finding:
     return OK
 
 
+def _without_volume(message: str) -> Finding:
+    return (
+        Reason.VOLUME_NOT_BOUND,
+        f"{message}; look at the claim (kubectl describe pvc), its storage class and its size",
+    )
+
+
 def _unscheduled(message: str, pod: Manifest) -> Finding:
+    if _CLAIM in message:
+        return _without_volume(message)
     lacks = sorted(set(_LACKS.findall(message)))
     if lacks:
         asked = _asked(pod)
