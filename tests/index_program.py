@@ -52,10 +52,10 @@ class Index:
             path = self.documents / f"{name}.md"
             path.unlink() if text is None else path.write_text(text)
 
-    def configure(self, action: str = "Sync", **spec: Any) -> Path:
+    def configure(self, **spec: Any) -> Path:
         self.spec.update(spec)
         owner = ObjectId(kind="EmbeddingIndex", namespace="team", name=self.name, uid=self.uid)
-        config = IndexingConfig.model_validate({"object": owner, "spec": self.spec, "action": action})
+        config = IndexingConfig.model_validate({"object": owner, "spec": self.spec})
         self.config.write_text(json.dumps(config.dump()))
         return self.config
 

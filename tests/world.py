@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from fake_lineage import FakeLineage
 
 from llmops_api.programs import IndexingConfig
-from llmops_operator.backends.memory import MemoryBackend, MemoryStore
+from llmops_operator.backends.memory import MemoryBackend, MemoryCollections, MemoryStore
 from llmops_operator.controllers.control_plane import ControlPlane, Options
 from llmops_operator.controllers.ports import Key
 from llmops_operator.controllers.queue import WorkQueue
@@ -59,6 +60,7 @@ class World:
     store: MemoryStore = field(default_factory=MemoryStore)
     backend: MemoryBackend = field(default_factory=MemoryBackend)
     lineage: Any = field(default_factory=FakeLineage)
+    collections: MemoryCollections = field(default_factory=MemoryCollections)
     options: Options = OPTIONS
     documents: str = "v1"
     plane: ControlPlane | None = None
@@ -66,7 +68,7 @@ class World:
 
     def start(self) -> None:
         queue: WorkQueue[Key] = WorkQueue(first=0.005, cap=0.05)
-        self.plane = ControlPlane(self.store, self.backend, self.lineage, self.options, queue=queue)
+        self.plane = ControlPlane(self.store, self.backend, self.lineage, self.collections, self.options, queue=queue)
         self.task = asyncio.create_task(self.plane.run())
 
     async def die(self) -> None:
@@ -125,7 +127,9 @@ class World:
 
     def sync(self, name: str, *, gate: bool | None = None) -> None:
         config = IndexingConfig.model_validate_json(self.backend.workload(name).files["indexing.json"])
-        fingerprint = f"{config.spec.embedding.model.uri.rsplit('/', 1)[-1]}{config.spec.chunking.max_tokens}"
+        wish = f"{config.spec.embedding.model.uri}{config.spec.chunking.max_tokens}"
+        fingerprint = hashlib.sha256(wish.encode()).hexdigest()[:10]
+        self.collections.uids[f"default.handbook.{fingerprint}"] = config.object.uid
         version = {
             "collection": f"default.handbook.{fingerprint}",
             "fingerprint": fingerprint,
@@ -143,6 +147,7 @@ class World:
             old = self.status(I).get("version")
             self.backend.finish(name, {**result, "serving": old, "candidate": version})
         else:
+            self.collections.aliases["default.handbook"] = str(version["collection"])
             self.backend.finish(name, {**result, "serving": version})
 
     def answer(self, name: str = "chat-gateway") -> None:
@@ -172,8 +177,6 @@ class World:
                     self.train(name)
                 elif "-sync-" in name:
                     self.sync(name)
-                elif name.endswith("-drop"):
-                    self.backend.finish(name)
                 elif name.endswith("-engine") and not status.ready_replicas:
                     self.backend.ready(name)
                 elif name.endswith("-gateway"):

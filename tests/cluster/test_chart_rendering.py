@@ -176,6 +176,18 @@ def test_addresses_and_namespaces_reach_the_operator(helm: Helm, tmp_path: Path)
     assert config.cache.persistent_volume_claim.size == "50Gi"
 
 
+def test_the_operator_reaches_the_vector_store_and_may_read_its_key(helm: Helm, tmp_path: Path) -> None:
+    objects = helm.template({})
+    labels = find(objects, "Deployment", "llmops-operator")["spec"]["template"]["metadata"]["labels"]
+    [peer] = find(objects, "NetworkPolicy", "llmops-qdrant")["spec"]["ingress"][0]["from"]
+    assert peer["namespaceSelector"] == {}
+    assert peer["podSelector"]["matchLabels"].items() <= labels.items()
+    secret = config_of(objects, tmp_path).connection_secret
+    assert secret is not None
+    reads = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret.name], "verbs": ["get"]}
+    assert reads in find(objects, "Role", "llmops-operator")["rules"]
+
+
 def test_the_operator_is_told_whether_to_make_policies(helm: Helm, tmp_path: Path) -> None:
     assert config_of(helm.template({}), tmp_path).network_policies
     objects = helm.template(CASES["bare"])

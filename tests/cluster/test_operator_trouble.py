@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import operators
 import pytest
 from operators import (
@@ -34,6 +35,8 @@ from waiting import wait_until
 
 from harness.api_server import ApiServer, running_api_server
 from harness.state import free_ports
+from llmops_api.names import COLLECTION_METADATA
+from llmops_services.vectorstore.process import StoreProcess
 
 
 @pytest.fixture
@@ -193,22 +196,34 @@ async def test_children_that_are_edited_or_deleted_are_as_they_were_again_and_no
         assert "Traceback" not in operator.log.read_text()
 
 
-async def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_are_served_on(
-    with_controllers: ApiServer, start: Start
+def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_are_served_on(
+    with_controllers: ApiServer, start: Start, tmp_path: Path
 ) -> None:
-    server = with_controllers
+    server, literal = with_controllers, f"--from-literal=QDRANT_API_KEY={QDRANT_KEY}"
+    server.kubectl("create", "secret", "generic", "connection", "-n", "default", literal)
 
     def there(name: str, namespace: str) -> bool:
         wanted = {f"Deployment/{name}-engine", f"Job/{name}-sync-1", f"Job/{name}-train-1"}
         return wanted <= children(server, namespace).keys()
 
-    with operators.namespace(server) as going, operators.namespace(server) as staying:
+    with (
+        operators.namespace(server) as going,
+        operators.namespace(server) as staying,
+        StoreProcess(tmp_path / "store", {"QDRANT_API_KEY": QDRANT_KEY}) as store,
+        httpx.Client(base_url=store.url, headers={"api-key": QDRANT_KEY}, trust_env=False) as qdrant,
+    ):
         wish = chain(going, "a")
-        wish[1]["spec"]["deletionPolicy"] = "Retain"
         server.kubectl.apply(*wish)
-        operator = start(server.kubeconfig, {**configuration("default"), "watchNamespaces": []})
+        config = configuration("default", qdrant={"url": store.url}, connectionSecret={"name": "connection"})
+        operator = start(server.kubeconfig, {**config, "watchNamespaces": []}, level="debug")
         wait_until(lambda: there("a", going), "the children of a", seconds=60)
+        own, others = f"{going}.a.0123456789", f"{going}.a.abcdef0123"
+        uid = server.kubectl.get("embeddingindex", "a", "-n", going)["metadata"]["uid"]
+        for name, maker in ((own, uid), (others, "another")):
+            schema = {"vectors": {"size": 4, "distance": "Cosine"}, "metadata": {COLLECTION_METADATA: {"uid": maker}}}
+            qdrant.put(f"/collections/{name}", json=schema).raise_for_status()
         server.kubectl("delete", "namespace", going, "--timeout=60s")
+        assert qdrant.get("/collections").json()["result"]["collections"] == [{"name": others}]
         server.kubectl.apply(*chain(staying, "b"))
         wait_until(lambda: there("b", staying), "the children of b", seconds=60)
         server.kubectl("create", "namespace", going)
@@ -218,6 +233,8 @@ async def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_ar
         said = operator.log.read_text()
         assert "Traceback" not in said
         assert "the operator may not" not in said
+        assert f"dropped {own}" in said
+        assert QDRANT_KEY not in said
 
 
 # Secrets

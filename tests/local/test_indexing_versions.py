@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from index_program import Index, counts, prose, questions
 
+from llmops_api.names import COLLECTION_METADATA
 from llmops_services import vectors
-from llmops_services.indexing.program import main
 from llmops_services.vectors import metadata_of
 
 
@@ -74,20 +74,18 @@ def test_old_versions_are_dropped_but_never_the_served_one_nor_another_objects(
         assert metadata is not None
         # the clock of the metadata counts seconds: make them differ
         moved = metadata.model_copy(update={"created_at": f"2026-01-01T00:00:{size}Z"})
-        index.client.update_collection(made[-1], metadata={vectors.METADATA: moved.dump()})
+        index.client.update_collection(made[-1], metadata={COLLECTION_METADATA: moved.dump()})
     assert index.collections() == set(made[-2:])
-
-    main(str(index.configure(action="Drop")))
-    assert index.collections() == set()
-    assert vectors.alias_target(index.client.get_aliases(), index.alias) is None
     assert len(neighbour.collections()) == 1
-    main(str(index.configure(action="Drop")))  # nothing to do is done
 
 
 def test_what_another_object_of_the_same_name_left_is_taken_over(index: Index) -> None:
     index.write(a=prose(1))
     index.sync()
     index.uid = "another-uid"
-    assert counts(index.sync()) == {"unchanged": 1}
-    main(str(index.configure(action="Drop")))
-    assert index.collections() == set()
+    result = index.sync()
+    assert counts(result) == {"unchanged": 1}
+    assert result.serving is not None
+    metadata = metadata_of(index.client.get_collection(result.serving.collection))
+    assert metadata is not None
+    assert metadata.uid == index.uid

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from world import I, R, T, World, index, job, ready, service
 
-from llmops_operator.controllers.ports import Key
-from llmops_operator.domain.workload import Lifecycle, Owner, Role, State, Workload
+from llmops_operator.controllers.ports import Key, NotYet
+from llmops_operator.domain.workload import Lifecycle, Owner, Role, Workload
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((T, I, R))), ids=str)
@@ -21,14 +22,52 @@ async def test_whatever_is_deleted_in_whatever_order_nothing_is_left(order: tupl
     await world.play_until(lambda: world.store.list("EmbeddingIndex") == [])
     assert world.backend.names == []
     assert world.backend.owners() == frozenset()
-    assert "handbook-drop" in world.backend.starts
+    assert world.collections.uids == world.collections.aliases == {}
 
 
 async def test_an_index_that_keeps_its_collections_goes_at_once(world: World) -> None:
     await ready(world, job(), index(deletionPolicy="Retain"), service())
     world.store.delete(I)
     await world.until(lambda: world.store.get(I) is None)
-    assert "handbook-drop" not in world.backend.starts
+    assert len(world.collections.uids) == 1
+    assert world.collections.tries == 0
+
+
+async def test_an_index_that_was_never_synced_goes_without_the_vector_store(world: World) -> None:
+    world.collections.away = "Qdrant is away"
+    world.store.apply(index(suspend=True))
+    await world.until(lambda: (world.store.get(I) or {})["metadata"].get("finalizers"))
+    world.store.delete(I)
+    await world.until(lambda: world.store.get(I) is None)
+    assert world.collections.tries == 0
+
+
+async def test_nothing_is_dropped_while_a_sync_still_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await ready(world)
+    remove = world.backend.remove
+    ending = True
+
+    async def slow(owner: Owner, name: str) -> None:
+        if ending:
+            raise NotYet(f"{name} is still ending")
+        await remove(owner, name)
+
+    monkeypatch.setattr(world.backend, "remove", slow)
+    world.store.delete(I)
+    await world.until(lambda: world.status(I)["phase"] == "Deleting")
+    await world.settled()
+    assert world.collections.tries == 0
+    ending = False
+    await world.until(lambda: world.store.get(I) is None)
+    assert world.collections.uids == {}
+
+
+async def test_what_another_index_of_the_same_name_has_made_stays(world: World) -> None:
+    await ready(world)
+    world.collections.uids["default.handbook.0123456789"] = "another"
+    world.store.delete(I)
+    await world.until(lambda: world.store.get(I) is None)
+    assert world.collections.uids == {"default.handbook.0123456789": "another"}
 
 
 async def test_a_policy_that_is_changed_moves_the_finalizer(world: World) -> None:
@@ -40,16 +79,35 @@ async def test_a_policy_that_is_changed_moves_the_finalizer(world: World) -> Non
     await world.until(lambda: (world.store.get(I) or {})["metadata"]["finalizers"] == [])
 
 
-async def test_a_vector_store_that_is_away_holds_up_a_deletion_only_so_long(world: World) -> None:
+async def test_a_vector_store_that_is_away_holds_up_a_deletion_only_so_long(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     await ready(world)
+    world.collections.away = "Qdrant is away"
     world.store.delete(I)
-    for _ in range(2):
-        await world.until(lambda: world.state("handbook-drop") is State.PENDING)
-        world.backend.fail("handbook-drop", exit_code=75, reason="VectorStoreUnavailable", message="Qdrant is away")
     await world.until(lambda: world.store.get(I) is None)
-    events = [event for event in world.store.events if event[2] == "CollectionsLeftBehind"]
-    assert len(events) == 1
-    assert "Drop the alias default.handbook and the collections default.handbook.* by hand" in events[0][3]
+    assert world.collections.tries > 1
+    told = {reason: message for key, type_, reason, message in world.store.events if key == I and type_ == "Warning"}
+    assert list(told) == ["CollectionsNotDropped", "CollectionsLeftBehind"]
+    by_hand = "Drop the alias default.handbook and the collections default.handbook.* by hand"
+    assert by_hand in told["CollectionsLeftBehind"]
+    assert by_hand in caplog.text  # where the namespace is gone, its events are
+    assert len(world.collections.uids) == 1
+
+
+async def test_a_vector_store_that_comes_back_in_time_loses_nothing(world: World) -> None:
+    world.options = replace(world.options, timing=replace(world.options.timing, drop_deadline=60))
+    await world.die()
+    world.start()
+    await ready(world)
+    world.collections.away = "Qdrant is away"
+    world.store.delete(I)
+    await world.until(lambda: world.condition(I, "Ready")["reason"] == "CollectionsNotDropped")
+    assert world.condition(I, "Ready")["message"].startswith("Qdrant is away. ")
+    world.collections.away = ""
+    await world.until(lambda: world.store.get(I) is None)
+    assert world.collections.uids == {}
+    assert "CollectionsLeftBehind" not in [reason for _, _, reason, _ in world.store.events]
 
 
 async def test_the_run_of_a_training_that_is_deleted_in_the_middle_is_ended(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 from decisions import NOW, ago, over, running, said
 from index_decisions import GENERATION, SYNCED, index, known, look, with_attempts
 
-from llmops_api.programs import IndexingAction, IndexingConfig
+from llmops_api.programs import IndexingConfig
 from llmops_api.v1alpha1 import EmbeddingIndexStatus
 from llmops_api.v1alpha1.meta import Attempt, Progress
 from llmops_operator.domain.conditions import find
@@ -91,11 +91,7 @@ def test_a_new_index_waits_and_serves_nothing() -> None:
 def test_the_indexer_gets_the_whole_spec() -> None:
     [workload] = look(EmbeddingIndexStatus(), compute={"workers": 3, "resources": {"memory": "2Gi"}}).workloads
     config = IndexingConfig.model_validate_json(workload.files["indexing.json"])
-    assert (config.action, config.object.generation, config.spec.compute.workers) == (
-        IndexingAction.SYNC,
-        GENERATION,
-        3,
-    )
+    assert (config.object.generation, config.spec.compute.workers) == (GENERATION, 3)
     assert (workload.workers, workload.memory) == (3, "2Gi")
 
 

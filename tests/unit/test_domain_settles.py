@@ -163,7 +163,7 @@ KEPT_BACK = {"alias": "a", "serving": None, "candidate": VERSION, "gatePassed": 
     conditions("Synced", "GatePassed", "Serving", "LineageRecorded", "Ready"),
     st.none() | st.sampled_from([IndexVersion.model_validate(VERSION), IndexVersion(collection="c2", fingerprint="g")]),
     st.dictionaries(
-        st.sampled_from(["thing-drop", *(f"thing-sync-{number}" for number in range(1, 8))]),
+        st.sampled_from([f"thing-sync-{number}" for number in range(1, 8)]),
         statuses([None, INDEXED, KEPT_BACK], [None]),
     ),
     records,
@@ -173,10 +173,11 @@ KEPT_BACK = {"alias": "a", "serving": None, "candidate": VERSION, "gatePassed": 
         optional={"refresh": st.fixed_dictionaries({"everySeconds": st.integers(5, 3000)})},
     ),
     st.none() | moments,
+    st.sampled_from(["", "Qdrant is away"]),
 )
 @settled
 def test_an_embedding_index(
-    tries: Any, known: Any, version: Any, workloads: Any, state: Any, meta: Any, more: Any, asked: str | None
+    tries: Any, known: Any, version: Any, workloads: Any, state: Any, meta: Any, more: Any, asked: str | None, away: str
 ) -> None:
     spec = {"sources": [{"name": "s", "uri": "file:///d"}], "embedding": {"model": {"uri": "pkg://e/m"}}, **more}
     annotations = {SYNC_REQUESTED: asked} if asked else {}
@@ -184,7 +185,7 @@ def test_an_embedding_index(
 
     def decide(status: EmbeddingIndexStatus) -> Decision[EmbeddingIndexStatus]:
         made = index.model_copy(update={"status": status})
-        return embedding_index.decide(IndexInput(made, NOW, workloads=workloads, records=state))
+        return embedding_index.decide(IndexInput(made, NOW, workloads=workloads, records=state, not_dropped=away))
 
     comes_to_rest(decide, EmbeddingIndexStatus(attempts=tries, conditions=known, version=version))
 

@@ -120,19 +120,11 @@ class TrainingResult(Model):
     evaluation: EvaluationStatus | None = None
 
 
-class IndexingAction(StrEnum):
-    """`Sync` makes the collections what the spec asks for; `Drop` removes all of them and the alias."""
-
-    SYNC = "Sync"
-    DROP = "Drop"
-
-
 class IndexingConfig(Model):
     """Config of `llmops_services.indexing`."""
 
     object: ObjectId
     spec: EmbeddingIndexSpec
-    action: IndexingAction = IndexingAction.SYNC
 
 
 class IndexingResult(Model):

@@ -63,6 +63,8 @@ class Reason(StrEnum):
     """No version is served yet."""
     SERVING = "Serving"
     """The alias points at a version."""
+    COLLECTIONS_NOT_DROPPED = "CollectionsNotDropped"
+    """The index is deleted and waits for its collections to be dropped: mend what the message names. It is tried again for 2 minutes."""
     COLLECTIONS_LEFT_BEHIND = "CollectionsLeftBehind"
     """The index is deleted, its collections are not: drop by hand what the message names."""
 

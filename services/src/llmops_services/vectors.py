@@ -23,7 +23,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from llmops_api.names import index_alias
+from llmops_api.names import COLLECTION_METADATA, index_alias
 from llmops_api.programs import Env
 from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import Chunking, RetrievalScores
@@ -38,8 +38,6 @@ DENSE = "dense"
 """Name of the embedding's vector, compared by cosine."""
 SPARSE = "bm25"
 """Name of the keyword vector, weighted by inverse document frequency in the store."""
-METADATA = "llmops"
-"""The key of our own in a collection's metadata."""
 SCHEMA_VERSION = 1
 """Part of every fingerprint: raise it when payload, vectors or the text that is embedded change their meaning."""
 PATIENCE_SECONDS = 60.0
@@ -71,7 +69,7 @@ class Content(Model):
 
 
 class IndexMetadata(Model):
-    """What the collection says about itself, under `METADATA` in the collection's metadata."""
+    """What the collection says about itself, under `COLLECTION_METADATA` in the collection's metadata."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore")
 
@@ -192,7 +190,7 @@ def create_collection(client: QdrantClient, collection: str, metadata: IndexMeta
         sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)}
         if metadata.sparse
         else None,
-        metadata={METADATA: metadata.dump()},
+        metadata={COLLECTION_METADATA: metadata.dump()},
     )
 
 
@@ -204,7 +202,7 @@ def create_payload_indexes(client: QdrantClient, collection: str, keys: Iterable
 
 def metadata_of(info: models.CollectionInfo) -> IndexMetadata | None:
     """What a collection says about itself; none when it is not one of ours."""
-    found = (info.config.metadata or {}).get(METADATA)
+    found = (info.config.metadata or {}).get(COLLECTION_METADATA)
     return IndexMetadata.model_validate(found) if isinstance(found, dict) else None
 
 
@@ -233,14 +231,6 @@ def swap_alias(client: QdrantClient, alias: str, collection: str) -> None:
     create = models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias))
     exists = alias_target(client.get_aliases(), alias) is not None
     client.update_collection_aliases([delete, create] if exists else [create])
-
-
-def delete_alias(client: QdrantClient, alias: str) -> None:
-    """Remove `alias`, if there is one."""
-    if alias_target(client.get_aliases(), alias) is not None:
-        client.update_collection_aliases(
-            [models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))]
-        )
 
 
 class Keywords:

@@ -1,4 +1,4 @@
-"""A store and a backend in memory, for tests: what runs is said by the test, everything else is as in the real ones.
+"""A store, a backend and collections in memory, for tests: what runs is said by the test, everything else is as in the real ones.
 
 `writes` and `starts` keep what was done, so that a test can say that nothing was.
 """
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from llmops_api.names import is_version_of
 from llmops_api.v1alpha1.meta import Progress
-from llmops_operator.controllers.ports import Conflict, Key, Manifest, NotFound
+from llmops_operator.controllers.ports import Conflict, Key, Manifest, NotFound, Unavailable
 from llmops_operator.domain.timing import timestamp
 from llmops_operator.domain.workload import Lifecycle, Owner, Scope, State, Workload, WorkloadStatus
 
@@ -263,3 +264,25 @@ class MemoryBackend:
     def _tell(self, owner: Owner) -> None:
         for listener in self._listeners:
             listener(owner)
+
+
+class MemoryCollections:
+    """Implements `controllers.ports.Collections`."""
+
+    def __init__(self) -> None:
+        self.uids: dict[str, str] = {}
+        """The collections, each with the uid of the index that made it."""
+        self.aliases: dict[str, str] = {}
+        self.away = ""
+        """Why nothing can be dropped."""
+        self.tries = 0
+        """How often it was asked to drop something."""
+
+    async def drop(self, alias: str, uid: str) -> None:
+        """Forget what an index has made."""
+        self.tries += 1
+        if self.away:
+            raise Unavailable(self.away)
+        dropped = {name for name, owner in self.uids.items() if is_version_of(alias, name) and owner == uid}
+        self.uids = {name: owner for name, owner in self.uids.items() if name not in dropped}
+        self.aliases = {name: target for name, target in self.aliases.items() if target not in dropped}

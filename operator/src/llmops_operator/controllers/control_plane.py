@@ -23,6 +23,7 @@ from llmops_operator.controllers.lineage.port import Lineage
 from llmops_operator.controllers.meter import Meter, NoMeter, Result
 from llmops_operator.controllers.ports import (
     Backend,
+    Collections,
     Conflict,
     Key,
     Manifest,
@@ -71,6 +72,7 @@ class ControlPlane:
         store: Store,
         backend: Backend,
         lineage: Lineage,
+        collections: Collections,
         options: Options | None = None,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -84,6 +86,7 @@ class ControlPlane:
         self._finished = asyncio.Event()
         self.queue = queue or WorkQueue()
         self._store, self._backend, self._lineage, self._clock = store, backend, lineage, clock
+        self._collections = collections
         self._references = References()
         self._sources = Sources(store, backend, lineage, self._references, self.options.timing)
         self._owners: dict[Key, set[Owner]] = {}
@@ -172,8 +175,11 @@ class ControlPlane:
             self.queue.done(key, failed=result is not Result.DONE, after=after)
             self._meter.looked(key[0], result, time.perf_counter() - began)
 
-    async def reconcile(self, key: Key) -> float | None:
-        """Look at one object and do what is to be done. Returns after how many seconds to look again. Raises `Conflict`, `NotYet`."""
+    async def reconcile(self, key: Key, *, not_dropped: str = "") -> float | None:
+        """Look at one object and do what is to be done. Returns after how many seconds to look again. Raises `Conflict`, `NotYet`.
+
+        `not_dropped` is why the collections of an index could not be dropped at the look before this one.
+        """
         manifest = self._store.get(key)
         await self._remove_orphans(key, manifest["metadata"].get("uid") if manifest else None)
         if manifest is None:
@@ -184,16 +190,16 @@ class ControlPlane:
             await self._refuse(key, manifest, found)
             return None
         self._owners.setdefault(key, set()).add(owner_of(key[0], found.metadata))
-        return await self._act(key, found, self._decide(manifest, found))
+        return await self._act(key, found, self._decide(manifest, found, not_dropped))
 
-    def _decide(self, manifest: Manifest, found: ApiObject) -> Decision[Any]:
+    def _decide(self, manifest: Manifest, found: ApiObject, not_dropped: str) -> Decision[Any]:
         at = Look(self._sources, manifest, self._clock())
         match found:
             case TrainingJob():
                 run_url = self._lineage.run_url
                 return training_job.decide(TrainingInput(job=found, run_url=run_url, **at.about(found)))
             case EmbeddingIndex():
-                return embedding_index.decide(IndexInput(index=found, **at.about(found)))
+                return embedding_index.decide(IndexInput(index=found, not_dropped=not_dropped, **at.about(found)))
             case RagService():
                 return rag_services.look(found, at)
 
@@ -216,7 +222,15 @@ class ControlPlane:
             await self._backend.discard_volumes(owner)
         if decision.record and not self._lineage.record(key, decision.record):
             after.append(self.options.lineage_retry_seconds)
+        if decision.drop:
+            try:
+                await self._collections.drop(decision.drop, metadata.uid)
+            except Unavailable as reason:
+                log.warning("%s %s/%s: its collections are not dropped: %s", *key, reason)
+                return await self.reconcile(key, not_dropped=str(reason))
         if decision.finalizer is False and has:
+            for event in decision.events:  # the object is gone when somebody looks, and perhaps its namespace
+                log.warning("%s %s/%s: %s", *key, event.message)
             await self._store.set_finalizer(key, FINALIZER, present=False)
         return min((seconds for seconds in after if seconds is not None), default=None)
 

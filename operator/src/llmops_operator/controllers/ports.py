@@ -1,6 +1,6 @@
-"""What the controllers need from the place they run in: a store of objects and a backend of workloads.
+"""What the controllers need from the place they run in: a store of objects, a backend of workloads, and the collections of indexes.
 
-Both are level-triggered: whatever changes is told by calling the listener with the owner's key, as often as it likes, and the
+The first two are level-triggered: whatever changes is told by calling the listener with the owner's key, as often as it likes, and the
 reconciler looks at everything anew.
 """
 
@@ -84,3 +84,14 @@ class Backend(Protocol):
 
     def subscribe(self, listener: Callable[[Owner], None]) -> None:
         """Call `listener` with the owner of a workload whose status changed, from the event loop's thread."""
+
+
+class Collections(Protocol):
+    """The collections of indexes in the vector store. What is in them is the programs' business."""
+
+    async def drop(self, alias: str, uid: str) -> None:
+        """Remove the collections that the index of this `uid` has made behind `alias`, and the alias with them; that there are none (any
+        more) is no error.
+
+        Raises `Unavailable`, and `NotYet` when others are in the way.
+        """

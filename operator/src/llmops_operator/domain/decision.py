@@ -38,14 +38,15 @@ def warning(reason: str, message: str) -> Event:
 class Decision(Generic[Status]):
     """What is to be so. Acting on it: the finalizer first, then the status, then `remove`, then `workloads`.
 
-    A name in both `remove` and `workloads` is started anew. `finalizer` None leaves it as it is; taking it away comes last.
-    `requeue_after` asks to be called again, in seconds.
+    A name in both `remove` and `workloads` is started anew. `drop` is the alias of an index whose collections are to go once what is to be
+    removed is gone. `finalizer` None leaves it as it is; taking it away comes last. `requeue_after` asks to be called again, in seconds.
     """
 
     status: Status
     workloads: tuple[Workload, ...] = ()
     remove: tuple[str, ...] = ()
     discard_volumes: bool = False
+    drop: str | None = None
     finalizer: bool | None = None
     events: tuple[Event, ...] = ()
     record: Record | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from llmops_api.names import index_alias
-from llmops_api.programs import IndexingAction, IndexingResult
+from llmops_api.programs import IndexingResult
 from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.embedding_index import (
     DeletionPolicy,
@@ -32,11 +32,11 @@ from llmops_operator.domain.conditions import (
     waits,
 )
 from llmops_operator.domain.decision import Decision, Event, normal, owner_of, transitions, warning, without
-from llmops_operator.domain.index_workloads import drop_name, indexer, sync_name
+from llmops_operator.domain.index_workloads import indexer, sync_name
 from llmops_operator.domain.lineage import RECORDING, IndexRecord, Recorded, RecordState, lineage_aspect, version_key
 from llmops_operator.domain.sync_due import REFRESH, RETRY, due, requested_at
 from llmops_operator.domain.timing import Timing, seconds_since, timestamp
-from llmops_operator.domain.workload import State, Workload, WorkloadStatus
+from llmops_operator.domain.workload import Workload, WorkloadStatus
 
 KIND = "EmbeddingIndex"
 FINALIZER = "llmops.dev/collections"
@@ -49,7 +49,9 @@ On = EmbeddingIndexCondition
 
 @dataclass(frozen=True)
 class IndexInput:
-    """Everything that decides about an EmbeddingIndex. `manifest` writes the object as the user did, as YAML."""
+    """Everything that decides about an EmbeddingIndex. `manifest` writes the object as the user did, as YAML; `not_dropped` is why its
+    collections could not be dropped just now.
+    """
 
     index: EmbeddingIndex
     now: datetime
@@ -57,6 +59,7 @@ class IndexInput:
     workloads: Mapping[str, WorkloadStatus] = field(default_factory=dict)
     records: RecordState = field(default_factory=RecordState)
     timing: Timing = field(default_factory=Timing)
+    not_dropped: str = ""
 
 
 def decide(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
@@ -200,7 +203,7 @@ def _decision(
         keep.discard(sync_name(index.metadata.name, tries.ended.number))
     wanted: tuple[Workload, ...] = ()
     if tries.open:
-        wanted = (indexer(index, sync_name(index.metadata.name, tries.open.number), IndexingAction.SYNC),)
+        wanted = (indexer(index, tries.open.number),)
     return Decision(
         status,
         workloads=wanted,
@@ -283,38 +286,35 @@ def _phase(spec: EmbeddingIndexSpec, tries: Tries, ready: Aspect) -> str:
 
 
 def _deleted(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
-    """Drop the collections, when that is asked for and there are any; wait for that no longer than the deadline."""
+    """Drop the collections, when that is asked for and there are any. A vector store that is away holds the object up no longer than
+    the deadline.
+    """
     index, status = i.index, i.index.status
-    observed = tuple(sorted(i.workloads))
+    # The last sync may have pods where it is not observed any more: they too have to end before anything is dropped.
+    syncs = (sync_name(index.metadata.name, attempt.number) for attempt in status.attempts[-1:])
+    gone = Decision(status, remove=tuple(sorted({*i.workloads, *syncs})), discard_volumes=True, finalizer=False)
     if FINALIZER not in index.metadata.finalizers:
-        return Decision(status, remove=observed, discard_volumes=True)
-    gone = Decision(status, remove=observed, discard_volumes=True, finalizer=False)
+        return replace(gone, finalizer=None)
     if index.spec.deletion_policy is DeletionPolicy.RETAIN or not status.attempts:
         return gone
-    name = drop_name(index.metadata.name)
-    seen = i.workloads.get(name)
-    if seen and seen.state is State.SUCCEEDED:
-        return gone
-    waited = seconds_since(str(index.metadata.deletion_timestamp), i.now)
-    if waited >= i.timing.drop_deadline:
-        alias = index_alias(index.metadata.namespace, index.metadata.name)
-        why = f": {seen.message}" if seen and seen.message else ""
-        left = f"gave up dropping the collections after {int(waited)} s{why}. Drop the alias {alias} and the collections {alias}.* by hand"
-        return Decision(
-            status,
-            remove=observed,
-            discard_volumes=True,
-            finalizer=False,
-            events=(warning(Reason.COLLECTIONS_LEFT_BEHIND, left),),
-        )
+    alias = index_alias(index.metadata.namespace, index.metadata.name)
     status = status.model_copy(update={"phase": "Deleting", "progress": None})
-    others = tuple(other for other in observed if other != name)
-    left_over = i.timing.drop_deadline - waited
-    wanted = (indexer(index, name, IndexingAction.DROP),)
-    if seen is None or seen.state is not State.FAILED:
-        return Decision(status, workloads=wanted, remove=others, requeue_after=left_over)
-    ended_ago = seconds_since(seen.ended_at, i.now) if seen.ended_at else i.timing.retry_first
-    if ended_ago >= i.timing.retry_first:
-        return Decision(status, workloads=wanted, remove=observed, requeue_after=left_over)
-    pause = min(i.timing.retry_first - ended_ago, left_over)
-    return Decision(status, remove=others, requeue_after=pause)
+    if not i.not_dropped:
+        return replace(gone, status=status, drop=alias)
+    waited = seconds_since(str(index.metadata.deletion_timestamp), i.now)
+    left = i.timing.drop_deadline - waited
+    if left <= 0:
+        said = f"gave up dropping the collections after {int(waited)} s: {i.not_dropped}"
+        by_hand = f"{said}. Drop the alias {alias} and the collections {alias}.* by hand"
+        return replace(gone, events=(warning(Reason.COLLECTIONS_LEFT_BEHIND, by_hand),))
+    why = f"{i.not_dropped}. It is tried again until {i.timing.drop_deadline:g} s after the deletion"
+    aspects: dict[str, Aspect] = {On.READY: fails(Reason.COLLECTIONS_NOT_DROPPED, why)}
+    generation = index.metadata.generation
+    conditions = updated(status.conditions, aspects, On, generation=generation, now=timestamp(i.now))
+    return replace(
+        gone,
+        status=status.model_copy(update={"conditions": conditions}),
+        finalizer=None,
+        events=transitions(status.conditions, aspects),
+        requeue_after=min(i.timing.retry_first, left),
+    )

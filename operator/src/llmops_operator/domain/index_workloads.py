@@ -1,8 +1,8 @@
-"""What is started for an EmbeddingIndex: the indexer, to sync it or to drop its collections."""
+"""What is started for an EmbeddingIndex: the indexer."""
 
 from __future__ import annotations
 
-from llmops_api.programs import IndexingAction, IndexingConfig
+from llmops_api.programs import IndexingConfig
 from llmops_api.v1alpha1.embedding_index import EmbeddingIndex
 from llmops_operator.domain.decision import object_id
 from llmops_operator.domain.files import CACHE, STATE, config_file, program
@@ -12,22 +12,17 @@ from llmops_operator.domain.workload import Lifecycle, Role, Workload
 
 
 def sync_name(index: str, number: int) -> str:
-    """The workload of a sync."""
+    """The name of the workload of a sync."""
     return workload_name(index, f"sync-{number}")
 
 
-def drop_name(index: str) -> str:
-    """The workload that drops the collections of a deleted index."""
-    return workload_name(index, "drop")
-
-
-def indexer(index: EmbeddingIndex, name: str, action: IndexingAction) -> Workload:
-    """The workload that syncs or drops an index."""
+def indexer(index: EmbeddingIndex, number: int) -> Workload:
+    """The workload of a sync."""
     identity = object_id(index.kind, index.metadata, generation=index.metadata.generation)
     spec = index.spec.model_copy(update={"pod_template": None})
-    config = IndexingConfig(object=identity, spec=spec, action=action)
+    config = IndexingConfig(object=identity, spec=spec)
     return Workload(
-        name=name,
+        name=sync_name(index.metadata.name, number),
         role=Role.INDEXER,
         lifecycle=Lifecycle.COMPLETES,
         command=program("indexing"),

@@ -15,9 +15,9 @@ from typing import Any, cast
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from llmops_api.names import COLLECTION_METADATA
 from llmops_services.vectors import (
     DENSE,
-    METADATA,
     Content,
     IndexMetadata,
     create_collection,
@@ -144,7 +144,7 @@ class Collection:
         assert self.metadata is not None
         wanted = self.metadata.model_copy(update={"uid": uid, "content": content})
         if wanted != self.metadata:
-            patiently(lambda: self._client.update_collection(self.name, metadata={METADATA: wanted.dump()}))
+            patiently(lambda: self._client.update_collection(self.name, metadata={COLLECTION_METADATA: wanted.dump()}))
             self.metadata = wanted
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qdrant_client import QdrantClient
 
-from llmops_api.programs import IndexingAction, IndexingConfig, IndexingResult
+from llmops_api.programs import IndexingConfig, IndexingResult
 from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores
 from llmops_api.v1alpha1.meta import Progress
@@ -56,10 +56,6 @@ def main(config_path: str) -> IndexingResult:
     config = load_config(IndexingConfig, config_path)
     client = connect()
     try:
-        if config.action is IndexingAction.DROP:
-            versions = Versions(client, config.object)
-            versions.drop_all()
-            return IndexingResult(alias=versions.alias)
         return Indexing(config, client).run()
     finally:
         client.close()

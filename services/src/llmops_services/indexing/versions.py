@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from llmops_api.names import index_alias
+from llmops_api.names import index_alias, is_version_of
 from llmops_api.programs import ObjectId
 from llmops_api.v1alpha1.embedding_index import IndexVersion
-from llmops_services.vectors import IndexMetadata, alias_target, delete_alias, metadata_of, patiently, swap_alias
+from llmops_services.vectors import IndexMetadata, alias_target, metadata_of, patiently, swap_alias
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +45,8 @@ class Versions:
 
     def own(self) -> dict[str, IndexMetadata]:
         """The collections that this very object made or took over, by name."""
-        ours = re.compile(re.escape(self.alias) + r"\.[0-9a-f]{10}")
         names = [one.name for one in patiently(self._client.get_collections).collections]
-        known = {name: self.metadata(name) for name in names if ours.fullmatch(name)}
+        known = {name: self.metadata(name) for name in names if is_version_of(self.alias, name)}
         return {name: metadata for name, metadata in known.items() if metadata and metadata.uid == self._owner.uid}
 
     def retire(self, keep: Iterable[str], retain: int) -> None:
@@ -59,14 +57,6 @@ class Versions:
             (name for name in own if name not in kept), key=lambda name: own[name].created_at or "", reverse=True
         )
         for name in others[max(0, retain - len(own.keys() & kept)) :]:
-            self._drop(name)
-
-    def drop_all(self) -> None:
-        """Remove the alias and all collections of this object."""
-        own = self.own()
-        if self.served() in own:
-            patiently(lambda: delete_alias(self._client, self.alias))
-        for name in own:
             self._drop(name)
 
     def _drop(self, name: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Mapping
 
 from llmops_operator.backends.kubernetes.api import Api, Resource
 from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.backends.kubernetes.rendering.names import CONNECTION, MANAGED_BY, MANAGER
+from llmops_operator.controllers.ports import NotFound, Unavailable
 from llmops_operator.domain.fingerprint import fingerprint
 
 SECRET = Resource("v1", "Secret", "secrets")
@@ -26,10 +28,24 @@ class Connection:
         """Another one when the credentials are others; empty when there is no such Secret configured. Raises `NotFound`."""
         if self._secret is None:
             return ""
-        if time.monotonic() - self._read_at > READ_AGAIN_SECONDS:
-            self._data = dict((await self._api.read(SECRET, self._namespace, self._secret.name)).get("data") or {})
-            self._read_at = time.monotonic()
+        await self._read(self._secret.name)
         return fingerprint(self._data)[:16]
+
+    async def value(self, name: str) -> str | None:
+        """One of the credentials, if there is such. Raises `Unavailable`."""
+        if self._secret is None:
+            return None
+        try:
+            await self._read(self._secret.name)
+        except NotFound:
+            where = f"{self._namespace}/{self._secret.name}"
+            raise Unavailable(f"the Secret {where} with {name} is not there: make it again") from None
+        return base64.b64decode(self._data[name]).decode(errors="replace") if name in self._data else None
+
+    async def _read(self, secret: str) -> None:
+        if time.monotonic() - self._read_at > READ_AGAIN_SECONDS:
+            self._data = dict((await self._api.read(SECRET, self._namespace, secret)).get("data") or {})
+            self._read_at = time.monotonic()
 
     async def copy(self, namespace: str) -> None:
         """Have the Secret in `namespace` as it is in the operator's own. It is written and never read there: the operator may read

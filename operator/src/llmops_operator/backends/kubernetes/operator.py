@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llmops_api.programs import Env
 from llmops_operator.backends.ending import signals_set
 from llmops_operator.backends.kubernetes import metrics as metrics_server
+from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.cache import Cache
 from llmops_operator.backends.kubernetes.client import Client, Guard, configuration
 from llmops_operator.backends.kubernetes.config import OperatorConfig
+from llmops_operator.backends.kubernetes.connection import Connection
 from llmops_operator.backends.kubernetes.events import EventRecorder
 from llmops_operator.backends.kubernetes.leadership import LeadershipLost, Lease
 from llmops_operator.backends.kubernetes.metrics import Metrics
@@ -25,6 +28,7 @@ from llmops_operator.backends.kubernetes.watching import Watching
 from llmops_operator.controllers.control_plane import ControlPlane, Options
 from llmops_operator.controllers.lineage.port import Lineage, NoLineage
 from llmops_operator.controllers.ports import Backend
+from llmops_operator.controllers.vector_store import QdrantCollections
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +83,17 @@ async def run(
         watching = Watching(client, cache, store, config.watch_namespaces)
         backend = make_backend(client, config, lease.guard)
         lineage, mlflow_errors = _lineage(config)
+        connection = Connection(Api(client), config)
+
+        async def vector_store() -> tuple[str, str | None]:
+            lease.guard()  # what is dropped there is a write like any other
+            return config.qdrant.url, await connection.value(Env.QDRANT_API_KEY)
+
         plane = ControlPlane(
             store,
             backend,
             lineage,
+            QdrantCollections(vector_store),
             options or Options(workers=config.workers, resync_seconds=config.resync_seconds),
             meter=metrics,
         )

@@ -56,7 +56,7 @@ def log_to_stderr(form: str, level: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("kopf", "aiohttp", "mlflow", "urllib3"):
+    for chatty in ("kopf", "aiohttp", "httpx", "mlflow", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
 

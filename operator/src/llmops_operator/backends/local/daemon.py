@@ -85,7 +85,7 @@ async def serve(
         await backend.start()
         tasks = [
             asyncio.create_task(store.watch(), name="store"),
-            asyncio.create_task((await load)(store, backend, platform.env).run(), name="control plane"),
+            asyncio.create_task((await load)(store, backend, platform).run(), name="control plane"),
         ]
         stack.push_async_callback(_cancel, tasks)
         on_ready(Serving(home, store, backend, platform.env))
@@ -127,17 +127,22 @@ async def _end_daemon(home: Home) -> None:
     os.kill(asked, signal.SIGKILL)
 
 
-def _load_control_plane() -> Callable[[SqliteStore, ProcessBackend, Mapping[str, str]], ControlPlane]:
+def _load_control_plane() -> Callable[[SqliteStore, ProcessBackend, Platform], ControlPlane]:
     """Import the controllers and MLflow's client, which takes a second or two, while the MLflow server starts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from llmops_operator.controllers.control_plane import ControlPlane, Options
     from llmops_operator.controllers.lineage.mlflow import MlflowLineage
+    from llmops_operator.controllers.vector_store import QdrantCollections
     from llmops_operator.domain.timing import Timing
 
     timing = Timing(retry_first=2.0, retry_cap=60.0, progress_interval=1.0)
 
-    def control_plane(store: SqliteStore, backend: ProcessBackend, env: Mapping[str, str]) -> ControlPlane:
-        return ControlPlane(store, backend, MlflowLineage(env[Env.MLFLOW_TRACKING_URI]), Options(timing=timing))
+    def control_plane(store: SqliteStore, backend: ProcessBackend, platform: Platform) -> ControlPlane:
+        async def vector_store() -> tuple[str, str | None]:
+            return platform.env[Env.QDRANT_URL], os.environ.get(Env.QDRANT_API_KEY)
+
+        lineage = MlflowLineage(platform.env[Env.MLFLOW_TRACKING_URI])
+        return ControlPlane(store, backend, lineage, QdrantCollections(vector_store), Options(timing=timing))
 
     return control_plane
 
