@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -127,8 +126,7 @@ class World:
 
     def sync(self, name: str, *, gate: bool | None = None) -> None:
         config = IndexingConfig.model_validate_json(self.backend.workload(name).files["indexing.json"])
-        wish = f"{config.spec.embedding.model.uri}{config.spec.chunking.max_tokens}"
-        fingerprint = hashlib.sha256(wish.encode()).hexdigest()[:10]
+        fingerprint = f"{config.spec.chunking.max_tokens:010}"
         self.collections.uids[f"default.handbook.{fingerprint}"] = config.object.uid
         version = {
             "collection": f"default.handbook.{fingerprint}",

@@ -19,6 +19,7 @@ from llmops_operator.backends.kubernetes.client import Client
 from llmops_operator.backends.kubernetes.config import ConnectionSecret, LeaderElection
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.names import CREDENTIALS, LIVE
+from llmops_operator.controllers.ports import Unavailable
 from llmops_operator.domain.workload import Owner, State
 
 
@@ -179,3 +180,24 @@ async def test_credentials_are_copied_to_where_workloads_run_and_other_ones_roll
     assert copied() == {"QDRANT_API_KEY": "bA=="}
     assert credentials() != first
     await backend.stop()
+
+
+async def test_a_credential_is_read_anew_and_a_secret_that_is_gone_is_named(
+    client: Client, owner: Owner, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_AGAIN_SECONDS", 0.0)
+    api_server.kubectl("-n", owner.namespace, "create", "secret", "generic", "key", "--from-literal=QDRANT_API_KEY=k")
+    settings = {
+        "connection_secret": ConnectionSecret(name="key"),
+        "leader_election": LeaderElection(namespace=owner.namespace),
+    }
+    found = connection.Connection(Api(client), CONFIG.model_copy(update=settings))
+    assert await found.value("QDRANT_API_KEY") == "k"
+    assert await found.value("MLFLOW_TRACKING_TOKEN") is None
+    patch = '{"stringData": {"QDRANT_API_KEY": "l"}}'
+    api_server.kubectl("-n", owner.namespace, "patch", "secret", "key", "-p", patch)
+    assert await found.value("QDRANT_API_KEY") == "l"
+    api_server.kubectl("-n", owner.namespace, "delete", "secret", "key")
+    with pytest.raises(Unavailable, match=f"the Secret {owner.namespace}/key with QDRANT_API_KEY is not there"):
+        await found.value("QDRANT_API_KEY")
+    assert await connection.Connection(Api(client), CONFIG).value("QDRANT_API_KEY") is None

@@ -10,6 +10,7 @@ import pytest
 from local_programs import alive
 from waiting import eventually
 
+from llmops_api.names import COLLECTION_METADATA
 from llmops_operator.backends.local import lock, platform
 from llmops_operator.backends.local.daemon import down, serve
 from llmops_operator.backends.local.home import Home
@@ -17,6 +18,7 @@ from llmops_operator.backends.local.lock import HomeInUse
 from llmops_operator.backends.local.platform import Platform, PlatformError
 from llmops_operator.backends.local.store import SqliteStore
 from llmops_operator.domain.workload import Lifecycle, Readiness, Role, Workload
+from llmops_services.vectorstore.process import StoreProcess
 
 DAEMON = """
 import asyncio, sys
@@ -155,6 +157,43 @@ async def test_objects_that_a_command_applies_are_looked_at(home):
     command.close()
     stop.set()
     await asyncio.wait_for(serving, 30)
+
+
+async def test_an_index_that_is_deleted_takes_its_collections_with_it(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("QDRANT_API_KEY", "a key")
+    with StoreProcess(tmp_path / "vectors") as vectors, httpx.Client(headers={"api-key": "a key"}) as qdrant:
+        monkeypatch.setenv("QDRANT_URL", vectors.url)
+        stop, ready = asyncio.Event(), asyncio.Event()
+        serving = asyncio.create_task(serve(home, on_ready=lambda _: ready.set(), stop=stop, handle_signals=False))
+        await asyncio.wait_for(ready.wait(), 60)
+        command = SqliteStore(home.objects)
+        index = {
+            "apiVersion": "llmops.dev/v1alpha1",
+            "kind": "EmbeddingIndex",
+            "metadata": {"name": "docs"},
+            "spec": {
+                "sources": [{"name": "docs", "uri": "file:///docs"}],
+                "embedding": {"model": {"uri": "file:///model"}},
+                "suspend": True,
+            },
+        }
+        command.apply(index)
+        key = ("EmbeddingIndex", "default", "docs")
+        await eventually(lambda: command.get(key).get("status", {}).get("phase") == "Suspended")
+        found = command.get(key)
+        uid, version = found["metadata"]["uid"], found["metadata"]["resourceVersion"]
+        begun = {"number": 1, "startTime": "2026-11-23T12:00:00Z", "endTime": "2026-11-23T12:01:00Z"}
+        await command.write_status(key, {**found["status"], "attempts": [begun]}, resource_version=version)
+        schema = {"vectors": {"size": 4, "distance": "Cosine"}, "metadata": {COLLECTION_METADATA: {"uid": uid}}}
+        await asyncio.to_thread(qdrant.put, f"{vectors.url}/collections/default.docs.0123456789", json=schema)
+        command.delete(key)
+        await eventually(lambda: command.get(key) is None)
+        left = await asyncio.to_thread(qdrant.get, f"{vectors.url}/collections")
+        assert left.json()["result"]["collections"] == []
+        command.close()
+        stop.set()
+        await asyncio.wait_for(serving, 30)
 
 
 def part(code):

@@ -17,7 +17,7 @@ async def test_an_edit_while_a_sync_runs_starts_it_anew(world: World) -> None:
     await world.until(lambda: world.backend.names == ["handbook-sync-2"])
     world.sync("handbook-sync-2")
     await world.until(lambda: world.is_true(I, "Ready"))
-    assert world.status(I)["version"]["collection"] == "default.handbook.model128"
+    assert world.status(I)["version"]["collection"] == "default.handbook.0000000128"
     assert [one["reason"] for one in world.status(I)["attempts"]] == ["SpecChanged", "Completed"]
 
 
@@ -27,11 +27,11 @@ async def test_a_result_that_arrives_together_with_an_edit_is_taken_and_the_edit
     world.sync("handbook-sync-1")
     world.store.apply(index(chunking={"maxTokens": 128}))
     await world.until(lambda: "handbook-sync-2" in world.backend.names)
-    assert world.status(I)["version"]["collection"] == "default.handbook.model256"
+    assert world.status(I)["version"]["collection"] == "default.handbook.0000000256"
     assert not world.is_true(I, "Synced")
     world.sync("handbook-sync-2")
     await world.until(lambda: world.is_true(I, "Ready"))
-    assert world.status(I)["version"]["collection"] == "default.handbook.model128"
+    assert world.status(I)["version"]["collection"] == "default.handbook.0000000128"
 
 
 async def test_a_sync_that_is_asked_for_runs_once(world: World) -> None:
@@ -71,7 +71,7 @@ async def test_a_failed_sync_is_tried_again_while_the_old_version_serves(world: 
     assert world.is_true(I, "Serving")
     assert world.is_true(R, "Ready")
     await world.play_until(world.all_ready)
-    assert world.status(R)["indexes"] == [{"name": "handbook", "collection": "default.handbook.model128"}]
+    assert world.status(R)["indexes"] == [{"name": "handbook", "collection": "default.handbook.0000000128"}]
 
 
 async def test_a_version_that_fails_its_gate_leaves_the_old_one_serving(world: World) -> None:
@@ -85,4 +85,4 @@ async def test_a_version_that_fails_its_gate_leaves_the_old_one_serving(world: W
     assert world.is_true(I, "Serving")
     await world.settled()
     assert world.is_true(R, "Ready")
-    assert world.status(R)["indexes"] == [{"name": "handbook", "collection": "default.handbook.model256"}]
+    assert world.status(R)["indexes"] == [{"name": "handbook", "collection": "default.handbook.0000000256"}]

@@ -68,11 +68,11 @@ async def test_the_status_says_what_answers_and_where(world: World) -> None:
     status = world.status(R)
     assert status["url"] == "http://chat-gateway"
     assert status["model"] == {"name": "assistant-v1", "version": "1", "uri": "mlflow://assistant/1", "adapter": True}
-    assert status["indexes"] == [{"name": "handbook", "collection": "default.handbook.model256"}]
+    assert status["indexes"] == [{"name": "handbook", "collection": "default.handbook.0000000256"}]
     assert (status["replicas"], status["readyReplicas"], status["phase"]) == (1, 1, "Ready")
     assert status["runUrl"] == f"http://mlflow/{status['revision']}"
     assert world.status(T)["runUrl"] == "http://mlflow/7/run-1"
-    assert world.status(I)["runId"] == "run-default.handbook.model256@v1"
+    assert world.status(I)["runId"] == "run-default.handbook.0000000256@v1"
 
 
 async def test_all_conditions_are_written_at_first_sight_and_unknown_where_nobody_has_looked(world: World) -> None:

@@ -69,7 +69,7 @@ async def test_an_index_is_swapped_live(world: World) -> None:
     world.store.apply(index(chunking={"maxTokens": 128}))
     await world.play_until(world.all_ready)
     await world.play_until(lambda: world.status(R)["revision"] != revision)
-    assert world.status(R)["indexes"] == [{"name": "handbook", "collection": "default.handbook.model128"}]
+    assert world.status(R)["indexes"] == [{"name": "handbook", "collection": "default.handbook.0000000128"}]
     assert world.backend.starts == [*starts, "handbook-sync-2"]
 
 
