@@ -219,9 +219,8 @@ def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_are_serv
         wait_until(lambda: there("a", going), "the children of a", seconds=60)
         own, others = f"{going}.a.0123456789", f"{going}.a.abcdef0123"
         uid = server.kubectl.get("embeddingindex", "a", "-n", going)["metadata"]["uid"]
-        for name, maker in ((own, uid), (others, "another")):
-            schema = {"vectors": {"size": 4, "distance": "Cosine"}, "metadata": {COLLECTION_METADATA: {"uid": maker}}}
-            qdrant.put(f"/collections/{name}", json=schema).raise_for_status()
+        make_collection(qdrant, own, uid)
+        make_collection(qdrant, others, "another")
         server.kubectl("delete", "namespace", going, "--timeout=60s")
         assert qdrant.get("/collections").json()["result"]["collections"] == [{"name": others}]
         server.kubectl.apply(*chain(staying, "b"))
@@ -235,6 +234,46 @@ def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_are_serv
         assert "the operator may not" not in said
         assert f"dropped {own}" in said
         assert QDRANT_KEY not in said
+
+
+def test_an_index_whose_collections_cannot_be_dropped_says_why_and_goes_when_that_is_mended(
+    with_controllers: ApiServer, start: Start, tmp_path: Path
+) -> None:
+    server = with_controllers
+    with (
+        operators.namespace(server) as namespace,
+        StoreProcess(tmp_path / "store", {"QDRANT_API_KEY": QDRANT_KEY}) as store,
+        httpx.Client(base_url=store.url, headers={"api-key": QDRANT_KEY}, trust_env=False) as qdrant,
+    ):
+        secret = ("secret", "generic", "connection", "-n", namespace)
+        server.kubectl("create", *secret, "--from-literal=QDRANT_API_KEY=another")
+        server.kubectl.apply(manifest("EmbeddingIndex", namespace, "a"))
+        config = configuration(namespace, qdrant={"url": store.url}, connectionSecret={"name": "connection"})
+        operator = start(server.kubeconfig, config)
+        wait_until(lambda: "Job/a-sync-1" in children(server, namespace), "the first sync", seconds=60)
+        uid = server.kubectl.get("embeddingindex", "a", "-n", namespace)["metadata"]["uid"]
+        make_collection(qdrant, f"{namespace}.a.0123456789", uid)
+        server.kubectl("delete", "embeddingindex", "a", "-n", namespace, "--wait=false")
+
+        def described() -> str:
+            return server.kubectl("describe", "embeddingindex", "a", "-n", namespace)
+
+        # In the condition, and in the event.
+        sentence = f"the vector store at {store.url} refuses the key: correct QDRANT_API_KEY"
+        wait_until(lambda: described().count(sentence) == 2, described, seconds=60)
+        assert "CollectionsNotDropped" in described()
+        patch = json.dumps({"stringData": {"QDRANT_API_KEY": QDRANT_KEY}})
+        server.kubectl("patch", "secret", "connection", "-n", namespace, "-p", patch)
+        wait_until(lambda: objects(server, namespace) == [], described, seconds=110)
+        assert qdrant.get("/collections").json()["result"]["collections"] == []
+        assert operator.end() == 0
+        assert "Traceback" not in operator.log.read_text()
+
+
+def make_collection(qdrant: httpx.Client, name: str, uid: str) -> None:
+    """As the sync of the index with this uid would have made it."""
+    schema = {"vectors": {"size": 4, "distance": "Cosine"}, "metadata": {COLLECTION_METADATA: {"uid": uid}}}
+    qdrant.put(f"/collections/{name}", json=schema).raise_for_status()
 
 
 # Secrets
