@@ -70,6 +70,19 @@ async def test_what_another_index_of_the_same_name_has_made_stays(world: World) 
     assert world.collections.uids == {"default.handbook.0123456789": "another"}
 
 
+async def test_an_index_that_cannot_be_read_any_more_can_be_deleted_and_says_what_it_leaves(world: World) -> None:
+    await ready(world)
+    world.store.apply(index(chunking={"maxTokens": "many"}))
+    await world.until(lambda: world.condition(I, "Accepted")["reason"] == "Invalid")
+    world.store.delete(I)
+    await world.until(lambda: world.store.get(I) is None)
+    left = next(event for event in world.store.events if event[2] == "CollectionsLeftBehind")
+    assert "spec.chunking.maxTokens" in left[3]
+    assert "drop the alias default.handbook and the collections default.handbook.* by hand" in left[3]
+    await world.until(lambda: not any(owner.kind == "EmbeddingIndex" for owner in world.backend.owners()))
+    assert world.collections.tries == 0
+
+
 async def test_a_policy_that_is_changed_moves_the_finalizer(world: World) -> None:
     await ready(world)
     manifest = world.store.get(I)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from llmops_api.names import index_alias
 from llmops_api.reasons import Reason
 from llmops_api.v1alpha1 import EmbeddingIndex, RagService, TrainingJob
 from llmops_api.v1alpha1.embedding_index import EmbeddingIndexCondition
@@ -38,7 +39,7 @@ from llmops_operator.controllers.references import References
 from llmops_operator.controllers.refusal import refused_status
 from llmops_operator.domain import embedding_index, training_job
 from llmops_operator.domain.admission import ApiObject, Invalid, parse
-from llmops_operator.domain.decision import Decision, Event, owner_of
+from llmops_operator.domain.decision import Decision, Event, owner_of, warning
 from llmops_operator.domain.embedding_index import FINALIZER, IndexInput
 from llmops_operator.domain.lineage import EndRecord, RunEnd
 from llmops_operator.domain.timing import Timing
@@ -252,7 +253,16 @@ class ControlPlane:
         await self._store.record_event(key, type_=event.type_, reason=event.reason, message=event.message)
 
     async def _refuse(self, key: Key, manifest: Manifest, invalid: Invalid) -> None:
-        """Say what is wrong with an object that is none. What runs for it goes on as it was."""
+        """Say what is wrong with an object that is none. What runs for it goes on as it was, and nothing keeps it from being deleted."""
+        metadata = manifest["metadata"]
+        if metadata.get("deletionTimestamp") and FINALIZER in (metadata.get("finalizers") or ()):
+            alias = index_alias(metadata["namespace"], metadata["name"])
+            by_hand = f"drop the alias {alias} and the collections {alias}.* by hand, if they are to go"
+            left = f"deleted, but what is to become of its collections cannot be read ({invalid.message}): {by_hand}"
+            log.warning("%s %s/%s: %s", *key, left)
+            await self._tell(key, warning(Reason.COLLECTIONS_LEFT_BEHIND, left))
+            await self._store.set_finalizer(key, FINALIZER, present=False)
+            return
         status = refused_status(manifest, SUMMARIES[key[0]], invalid.message, self._clock())
         if status == (manifest.get("status") or {}):
             return
