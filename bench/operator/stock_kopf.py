@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True)
     config = load(parser.parse_args().config)
+    kopf.configure()  # as `kopf run` does: it logs, and tells events, at level INFO
     metrics = Metrics()
     start_http_server(config.port, registry=metrics.registry)
     registry = kopf.OperatorRegistry()
