@@ -24,7 +24,6 @@ from llmops_api.programs import Env, ExitCode, IndexingResult
 from llmops_services import vectors
 from llmops_services.embedding import Embedder
 from llmops_services.indexing import program
-from llmops_services.indexing.program import main
 from llmops_services.program import TryAgain, UserError
 from llmops_services.vectorstore.process import StoreProcess
 
