@@ -83,6 +83,15 @@ def test_an_engine_on_gpus_asks_for_no_second_gpu_while_it_is_replaced() -> None
     assert {"name": "llmops-shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
 
 
+def test_what_serves_goes_before_what_trains_where_nothing_is_said() -> None:
+    (gateway,) = pod_of(rendered(SERVICE, replace(GATEWAY, cpu=None, memory=None))["Deployment/chat-gateway"])[
+        "containers"
+    ]
+    assert gateway["resources"] == {"requests": {"cpu": "100m"}}
+    *_, job = render(Owner("TrainingJob", "team", "handbook", "uid-3"), replace(TRAINER, cpu=None, memory=None), CONFIG)
+    assert "resources" not in pod_of(job)["containers"][0]
+
+
 def test_an_indexer_with_a_gpu_has_the_image_with_cuda() -> None:
     index = Owner("EmbeddingIndex", "team", "handbook", "uid-3")
     indexer = replace(TRAINER, name="handbook-sync", role=Role.INDEXER)

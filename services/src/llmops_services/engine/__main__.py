@@ -28,6 +28,7 @@ START_SECONDS = 1800.0
 
 def main(config_path: str) -> None:
     """Resolve the base model, then run vLLM; started anew only where an adapter needs a higher rank than it was started with."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # two lines a second
     config = load_config(EngineConfig, config_path)
     adapters_path = Path(config_path).with_name("adapters.json")
     host, port = os.environ.get(Env.HOST, "127.0.0.1"), int(os.environ.get(Env.PORT, "8000"))

@@ -27,6 +27,8 @@ DRAIN_SECONDS = 5
 START_SECONDS = 1800
 """Large weights are loaded for minutes before an engine answers."""
 PROBE_SECONDS = 3
+SERVING_CPU = "100m"
+"""What is asked for where nothing is said, of what serves: on a full node it goes before what trains or indexes."""
 
 
 def port_of(workload: Workload) -> int:
@@ -119,7 +121,8 @@ def _env(workload: Workload, config: OperatorConfig, folders: dict[str, str]) ->
 
 def _resources(workload: Workload) -> dict[str, Any]:
     """Memory is a limit too (a program that leaks stops itself only); CPU is not, for an idle node's is free to use."""
-    requests = {key: value for key, value in (("cpu", workload.cpu), ("memory", workload.memory)) if value}
+    cpu = workload.cpu or (SERVING_CPU if workload.lifecycle is Lifecycle.RUNS else None)
+    requests = {key: value for key, value in (("cpu", cpu), ("memory", workload.memory)) if value}
     limits = {"memory": workload.memory} if workload.memory else {}
     if workload.gpus:
         limits["nvidia.com/gpu"] = str(workload.gpus)
