@@ -1,7 +1,7 @@
 """Builds the programs of a cluster from their Go modules, into a folder that outlives the checkout's clusters.
 
 Kubernetes publishes no binaries where a machine may reach nothing but package indexes; its modules are everywhere. Cold, on two
-cores, all of it takes some fifteen minutes; Go's build cache makes the next time a matter of seconds.
+cores, all of it takes fifteen to thirty minutes; Go's build cache makes the next time a matter of seconds.
 """
 
 from __future__ import annotations
