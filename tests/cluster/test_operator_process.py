@@ -140,9 +140,9 @@ def test_a_leader_that_is_told_to_stop_hands_over_at_once(api_server: ApiServer,
 def test_a_leader_that_was_paused_amid_its_work_writes_nothing_when_another_has_taken_over(
     api_server: ApiServer, namespace: str, start: Start, tmp_path: Path
 ) -> None:
-    count = 30
+    count, workers = 30, 2
     with Proxy(api_server).running(tmp_path) as proxy:
-        first = start(proxy.kubeconfig, lease=6, renew=1, workers=2)
+        first = start(proxy.kubeconfig, lease=6, renew=1, workers=workers)
         first.says("leads")
         second = start(lease=6, renew=1)
         second.says("stands by")
@@ -155,7 +155,8 @@ def test_a_leader_that_was_paused_amid_its_work_writes_nothing_when_another_has_
         first.send(signal.SIGCONT)
         assert first.process.wait(20) == 1
         assert "does not hold the lease" in first.log.read_text()
-        assert len(proxy.writes) == made
+        # The lease is asked before a request, and the pause may begin amid one: that one is sent late (ADR 10 says why it does no harm).
+        assert len(proxy.writes) <= made + workers, proxy.writes[made:]
     wait_until(lambda: all_accepted(api_server, namespace, count), "all to be accepted", seconds=60)
     lease = api_server.kubectl.get("lease", "llmops-operator", "-n", namespace)
     assert lease["spec"]["holderIdentity"] in second.log.read_text()
