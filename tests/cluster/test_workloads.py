@@ -16,7 +16,7 @@ from llmops_operator.backends.kubernetes import connection
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.backend import KubernetesBackend
 from llmops_operator.backends.kubernetes.client import Client
-from llmops_operator.backends.kubernetes.config import ConnectionSecret, LeaderElection
+from llmops_operator.backends.kubernetes.config import ConnectionSecret, LeaderElection, OperatorConfig
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.names import CREDENTIALS, LIVE
 from llmops_operator.controllers.ports import Unavailable
@@ -147,16 +147,21 @@ async def test_a_config_file_that_was_deleted_is_there_again_before_its_pod_begi
     assert any(one["kind"] == "ConfigMap" for one in backend._children.of(owner))
 
 
+def connected(secret: str, namespace: str) -> OperatorConfig:
+    """The configuration of an operator in `namespace` that takes its credentials from that Secret."""
+    settings = {
+        "connection_secret": ConnectionSecret(name=secret),
+        "leader_election": LeaderElection(namespace=namespace),
+    }
+    return CONFIG.model_copy(update=settings)
+
+
 async def test_credentials_are_copied_to_where_workloads_run_and_other_ones_roll_what_serves(
     client: Client, owner: Owner, api_server: ApiServer, writes: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "READ_AGAIN_SECONDS", 0)
     api_server.kubectl("-n", owner.namespace, "create", "secret", "generic", "ours", "--from-literal=QDRANT_API_KEY=k")
-    settings = {
-        "connection_secret": ConnectionSecret(name="ours"),
-        "leader_election": LeaderElection(namespace=owner.namespace),
-    }
-    config = CONFIG.model_copy(update=settings)
+    config = connected("ours", owner.namespace)
 
     def copied() -> dict[str, str]:
         found: dict[str, str] = api_server.kubectl.get("secret", "llmops-connection", "-n", owner.namespace)["data"]
@@ -187,11 +192,7 @@ async def test_a_credential_is_read_anew_and_a_secret_that_is_gone_is_named(
 ) -> None:
     monkeypatch.setattr(connection, "READ_AGAIN_SECONDS", 0.0)
     api_server.kubectl("-n", owner.namespace, "create", "secret", "generic", "key", "--from-literal=QDRANT_API_KEY=k")
-    settings = {
-        "connection_secret": ConnectionSecret(name="key"),
-        "leader_election": LeaderElection(namespace=owner.namespace),
-    }
-    found = connection.Connection(Api(client), CONFIG.model_copy(update=settings))
+    found = connection.Connection(Api(client), connected("key", owner.namespace))
     assert await found.value("QDRANT_API_KEY") == "k"
     assert await found.value("MLFLOW_TRACKING_TOKEN") is None
     patch = '{"stringData": {"QDRANT_API_KEY": "l"}}'
