@@ -67,7 +67,7 @@ def one_process(job: Job) -> dict[str, Any]:
     config.write_text(json.dumps(job.config.dump()), "utf-8")
     subprocess.run(
         [sys.executable, "-c", ONE_PROCESS, str(config), str(job.folder / "one"), str(result)],
-        check=True, timeout=200, env=os.environ | {"PYTHONWARNINGS": "ignore"}, cwd=job.folder,
+        check=True, timeout=200, env=os.environ | {"PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}, cwd=job.folder,
     )  # fmt: skip
     told: dict[str, Any] = json.loads(result.read_text("utf-8"))
     return told

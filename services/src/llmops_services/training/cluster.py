@@ -65,15 +65,16 @@ def fit(config: TrainingConfig, state: State, started: Callable[[], None]) -> No
                 "config": config.dump(),
                 "state": str(state.folder),
                 "threads": max(1, int(cpus)),
-                "on_gpu": on_gpu,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=processes, use_gpu=on_gpu, resources_per_worker={"CPU": int(cpus) or cpus}
             ),
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # Ray's types are those of its older trainer
                 name=state.checkpoints.name,
                 storage_path=str(state.folder),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.spec.checkpoint.keep),
+                # Fewer GPUs than workers are for none of them, but torch takes what it sees; Ray has it look before our code runs.
+                worker_runtime_env={} if on_gpu else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
             ),
         )
         trainer.fit()

@@ -43,10 +43,7 @@ class WorkerEnded(Exception):
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Ray Train's function for each worker. `settings`: `config` (TrainingConfig as JSON types), `state` (folder), `threads`, `on_gpu`."""
-    if not settings["on_gpu"]:
-        # fewer GPUs than workers are for none of them, but torch would take what it sees
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    """Ray Train's function for each worker. `settings`: `config` (TrainingConfig as JSON types), `state` (folder), `threads`."""
     import ray.train
     import torch
 
