@@ -109,6 +109,26 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.url
 
 
+def start(folder: Path, model: Path, mlflow: str, **engine: Any) -> tuple[subprocess.Popen[bytes], str]:
+    """The engine program in `folder`, and its address."""
+    (folder / "config").mkdir()
+    config = {
+        "object": {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"},
+        "base": {"uri": f"file://{model}"},
+        "servedName": "base",
+        "engine": engine,
+        "adapters": True,
+    }
+    (folder / "config" / "engine.json").write_text(json.dumps(config))
+    port = free_port()
+    env = os.environ | {"LLMOPS_PORT": str(port), "LLMOPS_HOST": "127.0.0.1", "MLFLOW_TRACKING_URI": mlflow}
+    env |= {"LLMOPS_CACHE_DIR": str(folder / "cache"), "LLMOPS_RESULT_FILE": str(folder / "result.json")}
+    with (folder / "log").open("wb") as log:
+        command = [sys.executable, "-m", "llmops_services.engine", "config/engine.json"]
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    return process, f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="module")
 def engine(
     tmp_path_factory: pytest.TempPathFactory, tiny_chat_model: Path, mlflow_server: MlflowServer
@@ -116,7 +136,6 @@ def engine(
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("engine")
-    (folder / "config").mkdir()
     subprocess.run([sys.executable, "-c", PEFT, str(tiny_chat_model), str(folder), "4", "24"], check=True, timeout=120)
     client, registered = MlflowClient(tracking_uri=mlflow_server.url), {}
     run = client.create_run(client.create_experiment("adapters"))
@@ -129,21 +148,8 @@ def engine(
             "tiny", source=f"models:/{model.model_id}", run_id=run.info.run_id, model_id=model.model_id
         )
         registered[rank] = f"mlflow://tiny/{version.version}"
-    config = {
-        "object": {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"},
-        "base": {"uri": f"file://{tiny_chat_model}"},
-        "servedName": "base",
-        "engine": {"maxModelLen": 512},
-        "adapters": True,
-    }
-    (folder / "config" / "engine.json").write_text(json.dumps(config))
-    port = free_port()
-    env = os.environ | {"LLMOPS_PORT": str(port), "LLMOPS_HOST": "127.0.0.1", "MLFLOW_TRACKING_URI": mlflow_server.url}
-    env |= {"LLMOPS_CACHE_DIR": str(folder / "cache"), "LLMOPS_RESULT_FILE": str(folder / "result.json")}
-    with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "llmops_services.engine", "config/engine.json"]
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
-    started = Engine(process, f"http://127.0.0.1:{port}", folder, registered)
+    process, url = start(folder, tiny_chat_model, mlflow_server.url, maxModelLen=512)
+    started = Engine(process, url, folder, registered)
     try:
         wait_until(lambda: "base" in started.models() or process.poll() is not None, "vLLM", seconds=400)
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
@@ -216,3 +222,15 @@ def test_when_vllm_dies_the_engine_says_so_and_leaves_to_be_started_again(engine
     os.kill(engine.vllm(), signal.SIGKILL)
     assert engine.process.wait(30) == 75
     assert json.loads((engine.folder / "result.json").read_text())["reason"] == "EngineDied"
+
+
+def test_what_vllm_itself_says_of_its_end_is_told(tiny_chat_model: Path, tmp_path: Path) -> None:
+    process, _ = start(tmp_path, tiny_chat_model, "http://127.0.0.1:1", maxModelLen=99999)
+    try:
+        assert process.wait(200) == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    told = json.loads((tmp_path / "result.json").read_text())["message"]
+    assert told.startswith("vLLM ended with exit code 1: ")
+    assert "max_model_len (99999)" in told

@@ -15,6 +15,7 @@ from llmops_api.programs import AdaptersConfig, EngineConfig, Env
 from llmops_api.reasons import FailureReason
 from llmops_services.engine.adapters import AdapterSync, RankTooHigh, rank_of
 from llmops_services.engine.command import arguments, environment, gpu_present, max_lora_rank
+from llmops_services.engine.output import Output
 from llmops_services.number_formats import cpu_has_bf16
 from llmops_services.program import TryAgain, load_config, run_program
 from llmops_services.uris import local_path
@@ -22,6 +23,8 @@ from llmops_services.uris import local_path
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
+LAST_WORDS_SECONDS = 5.0
+"""A process of vLLM's that outlives it may hold its output open."""
 START_SECONDS = 1800.0
 """Large weights are read for minutes; an engine that does not answer after this is started anew."""
 
@@ -66,7 +69,12 @@ async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, ran
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     env = environment(os.environ, adapters=config.adapters, on_gpu=on_gpu)
-    process = await asyncio.create_subprocess_exec(*command, env=env)
+    process = await asyncio.create_subprocess_exec(
+        *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output = Output()
+    assert process.stdout is not None
+    passing_on = asyncio.create_task(output.pass_on(process.stdout))
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())]
     if config.adapters:
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 compared, not bound
@@ -74,8 +82,12 @@ async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, ran
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0] in done and not stop.is_set():
+            await asyncio.wait([passing_on], timeout=LAST_WORDS_SECONDS)
+            why = output.cause()
             raise TryAgain(
-                FailureReason.ENGINE_DIED, f"vLLM ended with exit code {process.returncode}; the lines above say why"
+                FailureReason.ENGINE_DIED,
+                f"vLLM ended with exit code {process.returncode}"
+                + (f": {why}" if why else "; the lines above say why"),
             )
         for task in done:
             task.result()
@@ -83,6 +95,7 @@ async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, ran
         for task in tasks[1:]:
             task.cancel()
         await _end(process)
+        passing_on.cancel()
 
 
 async def _keep_adapters(url: str, path: Path, max_rank: int) -> None:
