@@ -14,6 +14,7 @@ from waiting import eventually
 from workloads import end_job, pod
 
 from harness.api_server import ApiServer
+from llmops_api.programs import Said
 from llmops_operator.backends.kubernetes import listening
 from llmops_operator.backends.kubernetes.api import Api, Resource
 from llmops_operator.backends.kubernetes.backend import KubernetesBackend
@@ -94,6 +95,37 @@ async def test_a_result_that_is_owed_is_looked_for_now_and_then(
     await asyncio.sleep(4 * listening.COLLECT_SECONDS)
     assert asked == ["train-1-abc"]
     assert backend.observe(owner)[TRAINER.name].state is State.RUNNING
+
+
+async def test_a_result_is_waited_for_when_the_end_of_a_job_is_heard_of_before_its_pod(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "OWED_SECONDS", 0.2)
+
+    async def log(self: Api, resource: Resource, namespace: str, name: str, **_: Any) -> str:
+        return f'{Said.RESULT}{{"steps": 3}}\n'
+
+    monkeypatch.setattr(Api, "log", log)
+    of, asked, any_ = backend._children.of, asyncio.Event(), Api.any
+
+    async def any_pod(self: Api, resource: Resource, **where: str) -> bool:
+        asked.set()
+        return await any_(self, resource, **where)
+
+    monkeypatch.setattr(Api, "any", any_pod)
+    monkeypatch.setattr(
+        backend._children, "of", lambda owner, *kinds: [one for one in of(owner, *kinds) if one["kind"] != "Pod"]
+    )
+    await backend.apply(owner, TRAINER)
+    pod(api_server, owner, TRAINER, "train-1-abc", phase="Succeeded")
+    end_job(api_server, owner, "Complete")
+    async with asyncio.timeout(10):
+        await asked.wait()
+    await asyncio.sleep(4 * listening.COLLECT_SECONDS)
+    assert backend.observe(owner)[TRAINER.name].state is State.RUNNING
+    monkeypatch.setattr(backend._children, "of", of)
+    status = await eventually(lambda: (one := backend.observe(owner)[TRAINER.name]).state is State.SUCCEEDED and one)
+    assert status.result == {"steps": 3}
 
 
 async def test_a_job_that_failed_says_what_its_program_said_and_its_exit_code(

@@ -86,6 +86,11 @@ class Api:
         found: Manifest = await self._client.ask("GET", resource.path(namespace, name))
         return found
 
+    async def any(self, resource: Resource, *, namespace: str, selector: str) -> bool:
+        """Whether there is one at this moment. A list or a watch may tell of an earlier one."""
+        found = await self._client.ask("GET", resource.path(namespace), query={"labelSelector": selector, "limit": "1"})
+        return bool(found["items"])
+
     async def warnings(self, namespace: str, uid: str) -> tuple[str, ...]:
         """What Warning events say about an object, the oldest first."""
         query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": "100"}

@@ -20,8 +20,8 @@ from kubernetes.aio.client.exceptions import ApiException
 from llmops_api.programs import Said
 from llmops_api.v1alpha1.meta import Progress
 from llmops_operator.backends.kubernetes.api import Api
-from llmops_operator.backends.kubernetes.children import Children
-from llmops_operator.backends.kubernetes.rendering.names import GATEWAY_PORT, RESULT, ROLE
+from llmops_operator.backends.kubernetes.children import POD, Children
+from llmops_operator.backends.kubernetes.rendering.names import GATEWAY_PORT, RESULT, ROLE, UID, WORKLOAD
 from llmops_operator.backends.kubernetes.results import (
     PATIENCE_SECONDS,
     PROGRESS_SECONDS,
@@ -65,6 +65,7 @@ class Listening:
         self._asked: set[Key] = set()
         self._warnings: dict[Key, str] = {}
         self._overdue: set[Key] = set()
+        self._owing: dict[Key, float] = {}
         self._look_at: set[Owner] = set()
         self._running = Turns(FOLLOWED)
         self._beginning = Turns(ASKED_WHY)
@@ -93,6 +94,7 @@ class Listening:
         self._asked.discard(key)
         self._warnings.pop(key, None)
         self._overdue.discard(key)
+        self._owing.pop(key, None)
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -142,11 +144,25 @@ class Listening:
         said = await self._logs.last(Said.RESULT, said_by) if said_by else None
         if said is not None:
             await self._children.annotate(main, {RESULT: json.dumps(said, ensure_ascii=False)})
-        elif said_by is None or seconds_since(ended_at(main)) > PATIENCE_SECONDS:
+            self._owing.pop(key, None)
+        elif await self._is_owed(key, main):
+            asyncio.get_running_loop().call_later(OWED_SECONDS, self.look_at, owner)
+        else:
             self._overdue.add(key)
             self._changed(owner)
-        else:
-            asyncio.get_running_loop().call_later(OWED_SECONDS, self.look_at, owner)
+
+    async def _is_owed(self, key: Key, main: Manifest) -> bool:
+        """Whether a result may still come. The API server is asked for the pod, which may be there and not heard of yet: after an outage
+        the watches of Jobs and of pods go on at different times. An outage takes nothing from the patience.
+        """
+        owner, name = key
+        try:
+            there = await self._api.any(POD, namespace=owner.namespace, selector=f"{UID}={owner.uid},{WORKLOAD}={name}")
+        except Unavailable:
+            self._owing.pop(key, None)
+            raise
+        now = asyncio.get_running_loop().time()
+        return there and now - self._owing.setdefault(key, now) < PATIENCE_SECONDS
 
     async def _follow(self) -> None:
         """How far programs are that complete, and services that are not ready yet."""

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
 """How often the log of a running program is looked at."""
 PATIENCE_SECONDS = 60.0
-"""So long a program that has ended may owe its result: its log cannot be read, or holds none."""
+"""So long a program that has ended may owe its result while the API server answers: its log cannot be read, or holds none."""
 MOST = 8
 """Logs that are read at the same time."""
 TAIL_LINES, TAIL_BYTES = 400, 256 * 1024
