@@ -31,6 +31,9 @@ from llmops_operator.domain.workload import Owner
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmops", "tests in a cluster")
     group.addoption("--kube-context", help="a context of the kubeconfig: kind-… (without it, the tests make a cluster)")
+    group.addoption(
+        "--large-images", action="store_true", help="build the images with torch and vLLM, too (long; 40 GB of disk)"
+    )
     group.addoption("--allow-context", action="store_true", help="let --kube-context name a cluster that is not kind's")
 
 

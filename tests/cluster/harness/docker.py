@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -33,6 +34,13 @@ _MACHINE_VARIABLES = (
     "UV_INDEX_URL",
     "UV_DEFAULT_INDEX",
 )
+# The images of services and engine have httpx, and neither curl nor wget.
+_ASK = """
+import httpx, sys
+url, *body = sys.argv[1:]
+answer = httpx.post(url, content=body[0], headers={"content-type": "application/json"}, timeout=60) if body else httpx.get(url)
+print(answer.text) if answer.is_success else sys.exit(f"{answer.status_code} {answer.text}")
+"""
 
 
 class Docker:
@@ -43,12 +51,15 @@ class Docker:
 
     def run(self, *arguments: str | Path) -> str:
         """Run `docker …`; RuntimeError with the end of what it said when it fails."""
-        done = subprocess.run(
-            ["docker", *arguments], env=self._environment, capture_output=True, text=True, cwd=CHECKOUT, check=False
-        )
+        done = self._docker(*arguments)
         if done.returncode:
             raise RuntimeError(f"docker {arguments[0]} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
         return done.stdout
+
+    def _docker(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["docker", *arguments], env=self._environment, capture_output=True, text=True, cwd=CHECKOUT, check=False
+        )
 
     def build(
         self,
@@ -73,6 +84,52 @@ class Docker:
         """Write an archive that `load_image` takes."""
         self.run("save", "-o", archive, tag)
 
+    @contextmanager
+    def running(self, pod: Mapping[str, Any], files: Path, *options: str) -> Iterator[str]:
+        """The container of a pod, for as long as the block lasts; yields its name."""
+        name = self.run_pod(pod, files, "--detach", *options).strip()
+        try:
+            yield name
+        finally:
+            self.run("rm", "--force", name)
+
+    def run_pod(self, pod: Mapping[str, Any], files: Path, *options: str) -> str:
+        """Run the only container of a pod by its manifest: user, read-only root, folders, variables, command.
+
+        What config maps would bring is in `files`, all other volumes are empty, and each value of a Secret is "secret".
+        """
+        (container,) = pod["containers"]
+        security = {**pod["securityContext"], **container["securityContext"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        return self.run(
+            "run",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges",
+            f"--user={security['runAsUser']}:{security['runAsGroup']}",
+            *(["--read-only"] if security["readOnlyRootFilesystem"] else []),
+            *([f"--workdir={container['workingDir']}"] if "workingDir" in container else []),
+            *(_mount(one, volumes.get(one["name"], {}), files) for one in container["volumeMounts"]),
+            *(f"--env={one['name']}={one.get('value', 'secret')}" for one in container["env"]),
+            f"--entrypoint={container['command'][0]}",
+            *options,
+            container["image"],
+            *container["command"][1:],
+        )
+
+    def ask(self, container: str, url: str, *, seconds: float = 120, **body: Any) -> str:
+        """What a server says to a POST of `body`, or to a GET, from within its container; asked until it answers with success.
+        RuntimeError, with what the container has said, when it does not.
+        """
+        deadline = time.monotonic() + seconds
+        asking = ("exec", container, "python", "-c", _ASK, url, *([json.dumps(body)] if body else []))
+        while (asked := self._docker(*asking)).returncode:
+            running = self.run("inspect", "--format={{.State.Running}}", container).strip() == "true"
+            if not running or time.monotonic() > deadline:
+                log = self._docker("logs", "--tail=50", container)
+                raise RuntimeError(f"{url} does not answer: {asked.stderr[-500:]}\n{log.stdout}{log.stderr}")
+            time.sleep(0.5)
+        return asked.stdout
+
     def make_base(self) -> str:
         """Make BASE known to the daemon, and return its name."""
         if not self.run("images", "-q", BASE).strip():
@@ -80,6 +137,12 @@ class Docker:
             changes.append('CMD ["python3"]')
             self.run("import", *(f"--change={change}" for change in changes), _base_archive(), BASE)
         return BASE
+
+
+def _mount(mount: Mapping[str, Any], volume: Mapping[str, Any], files: Path) -> str:
+    if volume.keys() & {"configMap", "projected"}:
+        return f"--volume={files}:{mount['mountPath']}:ro"
+    return f"--tmpfs={mount['mountPath']}:exec"
 
 
 @contextmanager
