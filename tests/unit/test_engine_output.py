@@ -36,11 +36,19 @@ async def read(*lines: str) -> Output:
             "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig: "
             "Value error, max_model_len (99999) is greater than 1024.",
         ),
+        (
+            [
+                "(VllmWorker-0 pid=56) ERROR 11-26 18:32:37 [multiproc_executor.py:953] AttributeError: no such attribute",
+                "(EngineCore pid=41) ERROR 11-26 18:32:40 [core.py:1510] Exception: WorkerProc initialization failed.",
+            ],
+            "AttributeError: no such attribute",
+        ),
+        (["(EngineCore pid=41) Exception: it failed"], "Exception: it failed"),
         (["usage: api_server.py", "api_server.py: error: unrecognized arguments: --seeed"], "api_server.py: error: unrecognized arguments: --seeed"),
         (["INFO 11-26 16:44:39 [api_server.py:1] Starting vLLM", "Killed"], None),
         (["x" * 3000, "torch.OutOfMemoryError: CUDA out of memory."], "torch.OutOfMemoryError: CUDA out of memory."),
     ],
-    ids=["the first process that failed", "pydantic's next line", "argparse", "none", "after a line that is too long"],
+    ids=["the first process that failed", "pydantic's next line", "a worker before its engine", "no more than an exception", "argparse", "none", "after a line that is too long"],
 )  # fmt: skip
 async def test_the_first_exception_is_the_cause(lines: list[str], cause: str | None) -> None:
     assert (await read(*lines)).cause() == cause

@@ -8,10 +8,10 @@ import sys
 from collections import deque
 
 _BEFORE = re.compile(
-    r"(?:\x1b\[[0-9;]*m)*(?:\(\w+ pid=\d+\)(?:\x1b\[[0-9;]*m)* )?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] )?"
+    r"(?:\x1b\[[0-9;]*m)*(?:\([\w-]+ pid=\d+\)(?:\x1b\[[0-9;]*m)* )?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] )?"
 )
 """What vLLM puts before a line: the process, and for its log the level, time and place."""
-_ENDED_BY = re.compile(r"(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): .|\S+: error: .")
+_ENDED_BY = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception): .|\S+: error: .")
 """The last line of a traceback, or argparse's. `raise X(...)` is not one."""
 _GOES_ON = re.compile(r"validation errors? for \w+$")
 """pydantic tells what is wrong on the line after."""
