@@ -69,12 +69,15 @@ async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, ran
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     env = environment(os.environ, adapters=config.adapters, on_gpu=on_gpu)
-    process = await asyncio.create_subprocess_exec(
-        *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output = Output()
-    assert process.stdout is not None
-    passing_on = asyncio.create_task(output.pass_on(process.stdout))
+    # A pipe of our own: asyncio counts a process as ended when its pipes are closed, and vLLM's children outlive it holding this one.
+    reading, writing = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=writing, stderr=writing)
+    finally:
+        os.close(writing)
+    output, stream = Output(), asyncio.StreamReader()
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reading, "rb", 0))
+    passing_on = asyncio.create_task(output.pass_on(stream))
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())]
     if config.adapters:
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 compared, not bound
@@ -96,6 +99,7 @@ async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, ran
             task.cancel()
         await _end(process)
         passing_on.cancel()
+        pipe.close()
 
 
 async def _keep_adapters(url: str, path: Path, max_rank: int) -> None:
