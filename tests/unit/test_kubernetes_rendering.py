@@ -83,13 +83,17 @@ def test_an_engine_on_gpus_asks_for_no_second_gpu_while_it_is_replaced() -> None
     assert {"name": "llmops-shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
 
 
-def test_what_serves_goes_before_what_trains_where_nothing_is_said() -> None:
-    (gateway,) = pod_of(rendered(SERVICE, replace(GATEWAY, cpu=None, memory=None))["Deployment/chat-gateway"])[
-        "containers"
-    ]
-    assert gateway["resources"] == {"requests": {"cpu": "100m"}}
-    *_, job = render(Owner("TrainingJob", "team", "handbook", "uid-3"), replace(TRAINER, cpu=None, memory=None), CONFIG)
-    assert "resources" not in pod_of(job)["containers"][0]
+def test_what_says_nothing_of_its_cpu_asks_for_a_share_but_where_ray_would_count_it() -> None:
+    silent = {"cpu": None, "memory": None}
+    job = Owner("TrainingJob", "team", "handbook", "uid-3")
+    gateway = rendered(SERVICE, replace(GATEWAY, **silent))["Deployment/chat-gateway"]
+    *_, trainer = render(job, replace(TRAINER, **silent), CONFIG)
+    for pod in (pod_of(gateway), pod_of(trainer)):
+        assert pod["containers"][0]["resources"] == {"requests": {"cpu": "100m"}}
+    *_, several = render(job, replace(TRAINER, workers=2, **silent), CONFIG)
+    cluster = several["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert "resources" not in group["template"]["spec"]["containers"][0]
 
 
 def test_an_indexer_with_a_gpu_has_the_image_with_cuda() -> None:

@@ -54,6 +54,7 @@ def asking(
 ) -> Iterator[list[dict[str, str]]]:
     """Ask, from before the block begins until it ends. What came of each request is in the list after the block."""
     spec = restricted_pod([toolchain_python(), "-c", _PROGRAM, json.dumps(questions)], fragment)
+    spec["containers"][0]["resources"] = {"requests": {"cpu": "100m"}}  # or a full node would leave it no time to ask
     kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": NAME, "namespace": namespace}, "spec": spec})
     outcomes: list[dict[str, str]] = []
 

@@ -27,8 +27,8 @@ DRAIN_SECONDS = 5
 START_SECONDS = 1800
 """Large weights are loaded for minutes before an engine answers."""
 PROBE_SECONDS = 3
-SERVING_CPU = "100m"
-"""What is asked for where nothing is said, of what serves: on a full node it goes before what trains or indexes."""
+CPU = "100m"
+"""What is asked for where nothing is said. Pods that ask for something share a full node, and leave nothing to one that asks for nothing."""
 
 
 def port_of(workload: Workload) -> int:
@@ -121,7 +121,8 @@ def _env(workload: Workload, config: OperatorConfig, folders: dict[str, str]) ->
 
 def _resources(workload: Workload) -> dict[str, Any]:
     """Memory is a limit too (a program that leaks stops itself only); CPU is not, for an idle node's is free to use."""
-    cpu = workload.cpu or (SERVING_CPU if workload.lifecycle is Lifecycle.RUNS else None)
+    # Ray on several pods takes what each asks for as the number of its CPUs.
+    cpu = workload.cpu or (CPU if workload.workers == 1 else None)
     requests = {key: value for key, value in (("cpu", cpu), ("memory", workload.memory)) if value}
     limits = {"memory": workload.memory} if workload.memory else {}
     if workload.gpus:
