@@ -15,10 +15,14 @@ from proxies import Answer, Proxy
 from waiting import eventually
 
 from harness.api_server import ApiServer
+from llmops_operator.backends.kubernetes import client as client_module
 from llmops_operator.backends.kubernetes import watching as watching_module
+from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.cache import Cache
+from llmops_operator.backends.kubernetes.children import CONFIG_MAP
 from llmops_operator.backends.kubernetes.client import Client, configuration
 from llmops_operator.backends.kubernetes.events import EventRecorder
+from llmops_operator.backends.kubernetes.informer import Informer
 from llmops_operator.backends.kubernetes.metrics import Metrics
 from llmops_operator.backends.kubernetes.store import KubernetesStore, path_of
 from llmops_operator.backends.kubernetes.watching import Watching
@@ -191,6 +195,42 @@ async def test_what_vanished_untold_is_found(namespace: str, monkeypatch: pytest
         await eventually(lambda: real.store.get(real.key("ghost")) is None)
         assert real.store.get(real.key("a")) is not None
         assert told.count(real.key("ghost")) == 2
+
+
+async def test_a_long_list_is_taken_in_parts_and_watched_from_there(
+    namespace: str, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE", 2)
+    asked: list[str] = []
+
+    class Counting(Client):
+        async def call_api(self, method: str, url: str, *arguments: Any, **options: Any) -> Any:
+            asked.append(url)
+            return await super().call_api(method, url, *arguments, **options)
+
+    def make(name: str) -> None:
+        api_server.kubectl("create", "configmap", name, "-n", namespace)
+        api_server.kubectl("label", "configmap", name, "parts=yes", "-n", namespace)
+
+    for number in range(5):
+        make(f"c-{number}")
+    client, cache = Counting(await configuration()), Cache()
+    heard: list[Any] = []
+    listening = Informer(
+        Api(client), CONFIG_MAP, cache, selector="parts=yes", namespace=namespace, changed=heard.append, gone=heard.append
+    )  # fmt: skip
+    watch = asyncio.create_task(listening.run())
+    try:
+        await eventually(listening.synced.is_set)
+        assert cache.count("ConfigMap") == 5
+        assert len([url for url in asked if "limit=2" in url]) == 3
+        await asyncio.to_thread(make, "c-5")
+        await eventually(lambda: cache.count("ConfigMap") == 6)
+        assert len(heard) == 6
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        await client.close()
 
 
 async def test_the_watch_goes_on_after_the_api_server_was_away(namespace: str, api_server: ApiServer) -> None:

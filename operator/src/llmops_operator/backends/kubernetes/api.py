@@ -51,11 +51,9 @@ class Api:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def list(self, resource: Resource, *, namespace: str | None, selector: str) -> Manifest:
-        """The list of all objects, with the resourceVersion that a watch begins at."""
-        query = {"labelSelector": selector, "resourceVersion": "0"}
-        found: Manifest = await self._client.ask("GET", resource.path(namespace), query=query)
-        return found
+    def pages(self, resource: Resource, *, namespace: str | None, selector: str) -> AsyncIterator[Manifest]:
+        """The list of all objects in parts, each with the resourceVersion that a watch begins at."""
+        return self._client.pages(resource.path(namespace), query={"labelSelector": selector})
 
     async def watch(
         self, resource: Resource, version: str, *, namespace: str | None, selector: str

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -28,6 +28,10 @@ TRIES = 5
 NO_RIGHT_MISSING = ("exceeded quota", "webhook", "PodSecurity", "LimitRange", "is being terminated")
 """In the message of a 403 that no grant would help against; the last is said of a namespace."""
 LONGEST_PAUSE = 10.0
+CLOSING_SECONDS = 0.25
+"""TLS connections end with a word to the other side and back, for which a loop has to go on so long."""
+PAGE = 500
+"""Objects that are asked for at once."""
 CONNECTIONS = 64
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -51,6 +55,11 @@ class Client(ApiClient):
     ) -> None:
         super().__init__(configuration)
         self._guard, self._meter = guard, meter
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await super().close()  # type: ignore[no-untyped-call]
+        await asyncio.sleep(CLOSING_SECONDS)
 
     async def call_api(self, method: str, url: str, *arguments: Any, **options: Any) -> RESTResponse:
         """Send a request. What the server pushes back (429, 5xx) is sent again after the pause it asks for, a few times."""
@@ -101,6 +110,23 @@ class Client(ApiClient):
         if 200 <= response.status < 300:
             return json.loads(data)
         raise failure(response.status, data, method, path)
+
+    async def pages(
+        self, path: str, *, query: Mapping[str, str] | None = None, accept: str = "application/json"
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """A list in parts, all of the same moment. Raises `Unavailable`, too, when that moment is forgotten before the end."""
+        asked = {**(query or {}), "limit": str(PAGE)}
+        while True:
+            try:
+                page = await self.ask("GET", path, query=asked, accept=accept)
+            except ApiException as error:
+                if error.status != 410:
+                    raise
+                raise Unavailable(f"the list of {path} took too long; it is begun again") from None
+            yield page
+            if not (token := page["metadata"].get("continue")):
+                return
+            asked["continue"] = token
 
 
 def failure(code: int, data: bytes, method: str, path: str) -> Exception:

@@ -63,16 +63,16 @@ class Informer:
                 await asyncio.sleep(pause * (1 + 0.2 * random.random()))  # noqa: S311
 
     async def _list(self) -> str:
-        found = await self._api.list(self._resource, namespace=self._namespace, selector=self._selector)
-        self.absent = False
         # A list says apiVersion and kind once, for all of its items.
         kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
-        items = {key_of(item): item for item in ({**kind, **one} for one in found.get("items") or ())}
-        for item in items.values():
-            self.keep(item)
-        version = version_of(found)
+        there, version = set(), 0
+        async for page in self._api.pages(self._resource, namespace=self._namespace, selector=self._selector):
+            self.absent, version = False, version_of(page)
+            for item in ({**kind, **one} for one in page.get("items") or ()):
+                there.add(key_of(item))
+                self.keep(item)
         for key, known in self._cache.keys(self._resource.kind):
-            if key not in items and known <= version and self._namespace in (None, key[1]):
+            if key not in there and known <= version and self._namespace in (None, key[1]):
                 self._drop(key, version)
         self.synced.set()
         return str(version)

@@ -21,7 +21,7 @@ import kopf
 from llmops_api.v1alpha1 import KINDS
 from llmops_api.v1alpha1.meta import GROUP, VERSION
 from llmops_operator.backends.kubernetes.cache import Cache, key_of, version_of
-from llmops_operator.backends.kubernetes.client import Client
+from llmops_operator.backends.kubernetes.client import CLOSING_SECONDS, PAGE, Client
 from llmops_operator.backends.kubernetes.store import PLURALS, KubernetesStore, path_of
 from llmops_operator.controllers.ports import Key, NotFound, Unavailable
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 COMPARE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 END_SECONDS = 5.0
-PAGE = 500
 NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
@@ -51,7 +50,7 @@ class Watching:
             for namespace in self._namespaces:
                 while True:
                     try:
-                        async for page in self._pages(kind, namespace):
+                        async for page in self._client.pages(path_of(kind, namespace)):
                             for item in page.get("items") or ():
                                 self._store.seen({"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, **item})
                         break
@@ -109,14 +108,17 @@ class Watching:
             kopf.on.event(GROUP, VERSION, plural, id="changed", registry=registry)(changed)
         kopf.on.login(id="login", registry=registry)(login)
         namespaces = [namespace for namespace in self._namespaces if namespace]
-        await kopf.operator(
-            registry=registry,
-            settings=settings(),
-            standalone=True,
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            stop_flag=stop,
-        )
+        try:
+            await kopf.operator(
+                registry=registry,
+                settings=settings(),
+                standalone=True,
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+                stop_flag=stop,
+            )
+        finally:
+            await asyncio.sleep(CLOSING_SECONDS)
 
     def _seen(self, type_: str | None, manifest: Mapping[str, Any]) -> None:
         if type_ == "DELETED":
@@ -154,7 +156,7 @@ class Watching:
     async def _drop_vanished(self, kind: str, namespace: str | None) -> None:
         there: set[Key] = set()
         version = 0
-        async for page in self._pages(kind, namespace, NAMES_ONLY):
+        async for page in self._client.pages(path_of(kind, namespace), accept=NAMES_ONLY):
             version = version_of(page)
             there.update(
                 (kind, item["metadata"]["namespace"], item["metadata"]["name"]) for item in page.get("items") or ()
@@ -163,16 +165,6 @@ class Watching:
             if key not in there and known <= version and namespace in (None, key[1]):
                 log.info("%s %s/%s has vanished while the watch was cut", *key)
                 self._store.vanished(key, version)
-
-    async def _pages(self, kind: str, namespace: str | None, accept: str = "application/json") -> Any:
-        query = {"limit": str(PAGE)}
-        while True:
-            page = await self._client.ask("GET", path_of(kind, namespace), query=query, accept=accept)
-            yield page
-            token = page["metadata"].get("continue")
-            if not token:
-                return
-            query["continue"] = token
 
 
 class Backoffs:
