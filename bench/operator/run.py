@@ -42,6 +42,7 @@ from harness.api_server import ApiServer, running_api_server
 from harness.state import free_ports
 from llmops_operator.backends.kubernetes.client import Client
 from llmops_operator.backends.kubernetes.store import path_of
+from llmops_operator.controllers.ports import Conflict, Unavailable
 
 NAMESPACES = [f"bench-{number}" for number in range(10)]
 AT_ONCE = 16
@@ -106,11 +107,22 @@ class Bench:
                 if left <= 0:
                     return
                 left -= 1
-                path = path_of(one["kind"], one["metadata"]["namespace"])
-                await self.observer.ask("POST", path, body=one)
+                await self.create(one)
                 self.mine += 1
 
         await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+
+    async def create(self, one: dict[str, Any]) -> None:
+        """Make an object, however long the API server is too busy to answer."""
+        while True:
+            try:
+                await self.observer.ask("POST", path_of(one["kind"], one["metadata"]["namespace"]), body=one)
+            except Unavailable:
+                continue
+            except Conflict:
+                return  # made by a request that was not answered
+            else:
+                return
 
     async def until_quiet(self, done: Callable[[], bool], began: float) -> tuple[float, int]:
         """Wait until `done` and nothing has been written for a while. Returns after how many seconds the last was written, and the
