@@ -122,6 +122,7 @@ def start(folder: Path, model: Path, mlflow: str, **engine: Any) -> tuple[subpro
     (folder / "config" / "engine.json").write_text(json.dumps(config))
     port = free_port()
     env = os.environ | {"LLMOPS_PORT": str(port), "LLMOPS_HOST": "127.0.0.1", "MLFLOW_TRACKING_URI": mlflow}
+    env |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     env |= {"LLMOPS_CACHE_DIR": str(folder / "cache"), "LLMOPS_RESULT_FILE": str(folder / "result.json")}
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "llmops_services.engine", "config/engine.json"]
@@ -136,7 +137,7 @@ def engine(
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("engine")
-    subprocess.run([sys.executable, "-c", PEFT, str(tiny_chat_model), str(folder), "4", "24"], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", PEFT, str(tiny_chat_model), str(folder), "4", "24"], check=True, timeout=300)
     client, registered = MlflowClient(tracking_uri=mlflow_server.url), {}
     run = client.create_run(client.create_experiment("adapters"))
     client.create_registered_model("tiny")
@@ -208,6 +209,20 @@ def test_a_wrong_live_file_and_a_missing_version_leave_what_is_served_as_it_is(e
 def test_an_adapter_that_is_no_longer_asked_for_is_unloaded(engine: Engine) -> None:
     engine.want()
     wait_until(lambda: engine.models() == {"base"}, "the adapter to go", seconds=10)
+
+
+def test_an_adapter_that_mlflow_does_not_give_comes_when_it_answers_again(
+    engine: Engine, mlflow_server: MlflowServer
+) -> None:
+    mlflow_server.pause()
+    try:
+        engine.want(("tiny-v1", engine.registered[4]))
+        away = f"MLflow at {mlflow_server.url} does not answer"
+        wait_until(lambda: away in (engine.folder / "log").read_text(), "a word about MLflow", seconds=30)
+        assert engine.answer("base"), "it serves what it has"
+    finally:
+        mlflow_server.resume()
+    wait_until(lambda: "tiny-v1" in engine.models(), "the adapter", seconds=60)
 
 
 def test_an_adapter_of_a_higher_rank_makes_vllm_start_anew_with_room_for_it(engine: Engine) -> None:

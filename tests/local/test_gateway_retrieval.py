@@ -345,7 +345,9 @@ def test_the_gateway_follows_an_alias_to_another_version_and_outlives_the_store(
     status, body = running.gateway.post("/v1/retrieve", {"query": QUESTION})
     assert (status, json.loads(body)["error"]["code"]) == (503, "retrieval_unavailable")
     assert running.gateway.get("/healthz")[0] == 200
-    running.gateway.wait(ready=False, seconds=10)
+    report = running.gateway.wait(ready=False, seconds=10)
+    assert f"the vector store at {running.store.url} does not answer" in report["message"]
+    assert "see whether it runs, or correct QDRANT_URL" in report["message"]
     assert running.chat(rag={"enabled": False})["choices"], "what needs no index goes on"
 
 
