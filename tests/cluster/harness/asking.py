@@ -16,28 +16,36 @@ from harness.volumes import toolchain_python
 NAME = "asking"
 _PROGRAM = """
 import asyncio, json, sys
-import httpx
+import aiohttp
 
 questions = json.loads(sys.argv[1])
 
-async def ask(client, path, body):
+async def ask(client, places, path, body):
     try:
-        answer = await client.post(path, json=body)
-        answer.raise_for_status()
+        async with client.post(path, json=body) as answer:
+            said = await answer.text()
+            answer.raise_for_status()
+            print(json.dumps({"path": path, "collections": json.loads(said).get("collections")}), flush=True)
     except Exception as error:
-        text = error.response.text if isinstance(error, httpx.HTTPStatusError) else ""
+        text = said if isinstance(error, aiohttp.ClientResponseError) else ""
         print(json.dumps({"path": path, "error": repr(error) + text}), flush=True)
-    else:
-        print(json.dumps({"path": path}), flush=True)
+    finally:
+        places.release()
 
 async def keep_asking(client, path, body, per_second):
+    # By the clock, and without end; but who has so many unanswered asks no more.
+    places, clock = asyncio.Semaphore(20), asyncio.get_running_loop().time
+    due = clock()
     async with asyncio.TaskGroup() as tasks:
         while True:
-            tasks.create_task(ask(client, path, body))
-            await asyncio.sleep(1 / per_second)
+            await places.acquire()
+            tasks.create_task(ask(client, places, path, body))
+            due += 1 / per_second
+            await asyncio.sleep(due - clock())
 
 async def main():
-    async with httpx.AsyncClient(timeout=60) as client, asyncio.TaskGroup() as tasks:
+    patience = aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(timeout=patience) as client, asyncio.TaskGroup() as tasks:
         for path, body, per_second in questions:
             tasks.create_task(keep_asking(client, path, body, per_second))
 
@@ -51,14 +59,15 @@ Question = tuple[str, Mapping[str, Any], float]
 @contextmanager
 def asking(
     kubectl: Kubectl, namespace: str, fragment: Mapping[str, Any], questions: Sequence[Question]
-) -> Iterator[list[dict[str, str]]]:
-    """Ask, from before the block begins until it ends. What came of each request is in the list after the block."""
+) -> Iterator[list[dict[str, Any]]]:
+    """Ask, from before the block begins until it ends. What came of each request is in the list after the block: its
+    `path`, and its `error` or, of a search, the `collections` that were searched, by index."""
     spec = restricted_pod([toolchain_python(), "-c", _PROGRAM, json.dumps(questions)], fragment)
     spec["containers"][0]["resources"] = {"requests": {"cpu": "100m"}}  # or a full node would leave it no time to ask
     kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": NAME, "namespace": namespace}, "spec": spec})
-    outcomes: list[dict[str, str]] = []
+    outcomes: list[dict[str, Any]] = []
 
-    def said() -> list[dict[str, str]]:
+    def said() -> list[dict[str, Any]]:
         return [json.loads(line) for line in kubectl.run("logs", NAME, "-n", namespace).stdout.splitlines()]
 
     try:
