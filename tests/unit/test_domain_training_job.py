@@ -12,7 +12,7 @@ import pytest
 from decisions import NOW, ago, running, said
 
 from llmops_api.v1alpha1 import TrainingJob, TrainingJobStatus
-from llmops_api.v1alpha1.meta import Attempt
+from llmops_api.v1alpha1.meta import Attempt, Condition, ConditionStatus
 from llmops_operator.domain.decision import Decision
 from llmops_operator.domain.lineage import Recorded, RecordState, Unrecorded
 from llmops_operator.domain.timing import Timing, timestamp
@@ -51,7 +51,7 @@ def test_a_new_job_starts_its_first_attempt() -> None:
     assert [one.name for one in decision.workloads] == ["assistant-train-1"]
     assert decision.status.attempts == (Attempt(number=1, start_time=timestamp(NOW)),)
     assert decision.status.start_time == timestamp(NOW)
-    assert [event.reason for event in decision.events] == ["AttemptStarted", "Accepted"]
+    assert [event.reason for event in decision.events] == ["AttemptStarted"]
     assert said(decision, "Succeeded")[:2] == ("Unknown", "Starting")
     assert decision.status.observed_generation == 4
 
@@ -70,7 +70,23 @@ def test_a_running_attempt_goes_on_with_the_very_same_workload() -> None:
     decision = look(running(), workloads={"assistant-train-1": WorkloadStatus(State.RUNNING)})
     assert decision.workloads == first
     assert said(decision, "Trained") == ("False", "Training", "the training runs")
-    assert (decision.status.phase, decision.events[0].reason) == ("Training", "Accepted")
+    assert (decision.status.phase, decision.events) == ("Training", ())
+
+
+def test_a_workload_that_is_there_and_does_not_run_yet_is_no_training() -> None:
+    first = look()
+    job_then = job(first.status)
+    decision = decide(TrainingInput(job_then, NOW, workloads={"assistant-train-1": WorkloadStatus(State.PENDING)}))
+    assert decision.status == first.status
+    assert decision.events == ()
+
+
+def test_that_a_spec_which_was_refused_is_valid_now_is_told() -> None:
+    refused = Condition(
+        type="Accepted", status=ConditionStatus.FALSE, reason="Invalid", last_transition_time=timestamp(NOW)
+    )
+    made = job(TrainingJobStatus(conditions=(refused,)))
+    assert "Accepted" in [event.reason for event in decide(TrainingInput(made, NOW)).events]
 
 
 def test_why_a_workload_does_not_start_is_said() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from llmops_api.programs import ObjectId
+from llmops_api.reasons import Reason
 from llmops_api.v1alpha1.meta import Condition, ConditionStatus, ObjectMeta
 from llmops_operator.domain.conditions import Aspect
 from llmops_operator.domain.lineage import Record
@@ -66,7 +67,7 @@ def object_id(kind: str, metadata: ObjectMeta, *, generation: int = 1) -> Object
 
 
 def transitions(old: Iterable[Condition], aspects: Mapping[str, Aspect]) -> tuple[Event, ...]:
-    """Events for conditions that became True, and for trouble that is new or another one."""
+    """Events for conditions that became True, and for trouble that is new or another one. That a new object is valid is no news."""
     before = {condition.type: condition for condition in old}
     events: dict[Event, None] = {}
     for type_, aspect in aspects.items():
@@ -78,6 +79,8 @@ def transitions(old: Iterable[Condition], aspects: Mapping[str, Aspect]) -> tupl
                 aspect.message,
             ):
                 events[warning(aspect.reason, aspect.message)] = None
+        elif known is None and aspect.reason == Reason.ACCEPTED:
+            continue
         elif aspect.status is ConditionStatus.TRUE and (known is None or known.status is not ConditionStatus.TRUE):
             events[normal(aspect.reason, aspect.message)] = None
     return tuple(events)

@@ -33,7 +33,7 @@ from llmops_operator.domain.serving import (
     resolve_model,
 )
 from llmops_operator.domain.timing import Timing, timestamp
-from llmops_operator.domain.workload import Workload, WorkloadStatus
+from llmops_operator.domain.workload import State, Workload, WorkloadStatus
 
 KIND = "RagService"
 On = RagServiceCondition
@@ -193,12 +193,12 @@ def _engine_ready(spec: RagServiceSpec, model: ResolvedModel, seen: WorkloadStat
         return holds(Reason.EXTERNAL, "the engines of model.endpoint run elsewhere")
     if model.base is None:
         return waits(Reason.WAITS_FOR_MODEL, "starts when the base model is known")
-    if seen is None:
-        return waits(Reason.STARTING, "the engine is being started")
-    if seen.ready_replicas > 0:
+    if seen is not None and seen.ready_replicas > 0:
         return holds(Reason.ENGINE_READY, f"{seen.ready_replicas} of {spec.replicas} replicas are ready")
-    if seen.reason:
+    if seen is not None and seen.reason:
         return reported(seen.reason, seen.message)
+    if seen is None or seen.state is State.PENDING:
+        return waits(Reason.STARTING, "the engine is being started")
     return waits(Reason.STARTING, "the engine is loading the model")
 
 

@@ -296,10 +296,10 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
 
 
 def _running(seen: WorkloadStatus | None) -> Aspect:
-    if seen is None:
-        return waits(Reason.STARTING, "the training is being started")
-    if seen.reason:
+    if seen is not None and seen.reason:
         return reported(seen.reason, seen.message)
+    if seen is None or seen.state is State.PENDING:
+        return waits(Reason.STARTING, "the training is being started")
     return waits(Reason.TRAINING, "the training runs")
 
 
