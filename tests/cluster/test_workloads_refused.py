@@ -35,6 +35,8 @@ async def test_somebody_elses_object_is_left_alone_and_the_status_says_whose_nam
     status = backend.observe(owner)[GATEWAY.name]
     assert (status.state, status.reason) == (State.PENDING, "NameTaken")
     assert owner in backend.owners()
+    theirs = api_server.kubectl.get("configmap", "chat-gateway-live", "-n", owner.namespace)
+    assert (theirs["data"], theirs["metadata"].get("labels")) == ({"a": "b"}, None)
     api_server.kubectl("-n", owner.namespace, "delete", "configmap", "chat-gateway-live")
     await backend.apply(owner, GATEWAY)
     assert backend.observe(owner)[GATEWAY.name].reason == ""

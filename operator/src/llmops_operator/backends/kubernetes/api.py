@@ -19,6 +19,8 @@ from llmops_operator.backends.kubernetes.rendering.names import MANAGER
 from llmops_operator.controllers.ports import Conflict, NotFound, Unavailable
 
 APPLY_PATCH = "application/apply-patch+yaml"
+NOBODYS_VERSION = "1"
+"""That of an empty etcd: to apply this version of an object is to create it, or to be told that there is another."""
 CONNECT_SECONDS = 30
 WATCH_SECONDS = 290
 """The server ends a watch after this long, and a new one is begun: one that died unseen is noticed by then."""
@@ -103,14 +105,13 @@ class Api:
         async with aclosing(self._lines(path, within)) as lines:
             return "\n".join([line.decode(errors="replace") async for line in lines])
 
-    async def apply(self, resource: Resource, manifest: Manifest) -> Manifest:
-        """Server-side apply: the fields of `manifest` are ours, whoever set them."""
+    async def apply(self, resource: Resource, manifest: Manifest, *, anew: bool = False) -> Manifest:
+        """Server-side apply: the fields of `manifest` are ours, whoever set them. With `anew`, `Conflict` when there is such an object."""
         metadata = manifest["metadata"]
         path = resource.path(metadata["namespace"], metadata["name"])
         query = {"fieldManager": MANAGER, "force": "true"}
-        found: Manifest = await self._client.ask(
-            "PATCH", path, query=query, body=dict(manifest), content_type=APPLY_PATCH
-        )
+        body = {**manifest, "metadata": {**metadata, "resourceVersion": NOBODYS_VERSION}} if anew else dict(manifest)
+        found: Manifest = await self._client.ask("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
         return found
 
     async def merge(self, resource: Resource, namespace: str, name: str, patch: Manifest) -> Manifest:

@@ -12,7 +12,7 @@ from llmops_operator.backends.kubernetes.cache import Cache, key_of
 from llmops_operator.backends.kubernetes.drift import holds
 from llmops_operator.backends.kubernetes.informer import Informer
 from llmops_operator.backends.kubernetes.rendering.names import APPLIED, CACHE_CLAIM, SELECTOR, WORKLOAD, owner_of
-from llmops_operator.controllers.ports import Key, NotFound, NotYet, Unavailable
+from llmops_operator.controllers.ports import Conflict, Key, NotFound, NotYet, Unavailable
 from llmops_operator.domain.workload import Owner
 
 JOB = Resource("batch/v1", "Job", "jobs")
@@ -118,7 +118,15 @@ class Children:
         """
         metadata = manifest["metadata"]
         kind, namespace, name = manifest["kind"], metadata["namespace"], metadata["name"]
-        live = self.get(kind, namespace, name) or await self._unseen(kind, namespace, name)
+        live = self.get(kind, namespace, name)
+        if live is None:
+            # Without asking first, which would be a request for each new child. Unless it is new, it would become ours, whosever it is.
+            try:
+                self._keep(await self._api.apply(KINDS[kind], manifest, anew=True))
+            except Conflict:
+                live = await self._unseen(kind, namespace, name)
+            else:
+                return True
         if live is not None:
             if name != CACHE_CLAIM:
                 _same_owner(manifest, live)
@@ -131,7 +139,7 @@ class Children:
         return True
 
     async def _unseen(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """An object that is not among those watched. Server-side apply would make it ours, whosever it is."""
+        """An object that is not among those watched."""
         try:
             found = await self._api.read(KINDS[kind], namespace, name)
         except NotFound:
