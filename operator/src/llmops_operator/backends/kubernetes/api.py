@@ -5,7 +5,6 @@ The generated classes of the Kubernetes client know no RayJob, and make Python o
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+import orjson
 
 from llmops_operator.backends.kubernetes.client import MERGE_PATCH, Client, failure
 from llmops_operator.backends.kubernetes.rendering.names import MANAGER
@@ -71,7 +71,7 @@ class Api:
         within = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=WATCH_SECONDS + 30)
         async with aclosing(self._lines(f"{resource.path(namespace)}?{urlencode(query)}", within)) as lines:
             async for line in lines:
-                event = json.loads(line)
+                event = orjson.loads(line)
                 found = event["object"]
                 if event["type"] == "ERROR":
                     if found.get("code") == 410:

@@ -6,13 +6,14 @@ nothing. That resource versions of one kind can be compared as numbers is guaran
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+import orjson
 
 from llmops_operator.controllers.ports import Key
 
@@ -46,7 +47,7 @@ class Cache:
         if version <= max(known.version if known else -1, self._gone.get(key, -1)):
             return False
         metadata = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
-        text = json.dumps({**manifest, "metadata": metadata}, separators=(",", ":")).encode()
+        text = orjson.dumps({**manifest, "metadata": metadata})
         like = self._like.get(key[0], b"")
         if len(text) > GROWN * len(like):
             self._like[key[0]] = text
@@ -108,7 +109,7 @@ def _packed(text: bytes, like: bytes) -> bytes:
 
 
 def _unpacked(entry: _Entry) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(zlib.decompressobj(zdict=entry.like).decompress(entry.packed))
+    found: dict[str, Any] = orjson.loads(zlib.decompressobj(zdict=entry.like).decompress(entry.packed))
     return found
 
 

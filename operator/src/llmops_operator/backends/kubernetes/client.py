@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import random
@@ -13,6 +12,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import orjson
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
@@ -30,7 +30,7 @@ NO_RIGHT_MISSING = ("exceeded quota", "webhook", "PodSecurity", "LimitRange", "i
 LONGEST_PAUSE = 10.0
 CLOSING_SECONDS = 0.25
 """TLS connections end with a word to the other side and back, for which a loop has to go on so long."""
-PAGE = 500
+PAGE = 250
 """Objects that are asked for at once."""
 CONNECTIONS = 64
 JSON_PATCH = "application/json-patch+json"
@@ -108,7 +108,7 @@ class Client(ApiClient):
                 f"the API server does not answer ({type(error).__name__}: {error}); it is asked again"
             ) from None
         if 200 <= response.status < 300:
-            return json.loads(data)
+            return orjson.loads(data)
         raise failure(response.status, data, method, path)
 
     async def pages(
@@ -132,7 +132,7 @@ class Client(ApiClient):
 def failure(code: int, data: bytes, method: str, path: str) -> Exception:
     """What an answer that is none means."""
     try:
-        said = str(json.loads(data).get("message", ""))
+        said = str(orjson.loads(data).get("message", ""))
     except (ValueError, AttributeError):
         said = data[:200].decode(errors="replace")
     match code:
