@@ -91,7 +91,14 @@ def _account(name: str, namespace: str, role: str) -> list[Manifest]:
 
 
 def _deployment(name: str, namespace: str, image: str, arguments: list[str]) -> dict[str, Any]:
-    container = {"name": name, "image": image, "args": arguments, "imagePullPolicy": "IfNotPresent"}
+    container = {
+        "name": name,
+        "image": image,
+        "args": arguments,
+        "imagePullPolicy": "IfNotPresent",
+        # As everywhere else: who asks for nothing gets nothing on a full node, and then no name is resolved there.
+        "resources": {"requests": {"cpu": "100m", "memory": "70Mi"}},
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
