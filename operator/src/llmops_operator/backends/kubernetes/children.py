@@ -118,7 +118,7 @@ class Children:
         """
         metadata = manifest["metadata"]
         kind, namespace, name = manifest["kind"], metadata["namespace"], metadata["name"]
-        live = self.get(kind, namespace, name)
+        live: Manifest | None = self.get(kind, namespace, name)
         if live is None:
             # Without asking first, which would be a request for each new child. Unless it is new, it would become ours, whosever it is.
             try:
