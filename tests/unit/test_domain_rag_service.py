@@ -75,6 +75,7 @@ def test_a_gateway_that_nobody_has_asked_since_a_restart_is_what_it_was_unless_s
 
 ENGINES: dict[str, tuple[WorkloadStatus | None, str, str]] = {
     "is not there": (None, "Starting", "the engine is being started"),
+    "does not run yet": (WorkloadStatus(State.PENDING), "Starting", "the engine is being started"),
     "is loading": (WorkloadStatus(State.RUNNING), "Starting", "the engine is loading the model"),
     "is unwell": (
         WorkloadStatus(State.RUNNING, reason="CrashLoopBackOff", message="CUDA out of memory"),
