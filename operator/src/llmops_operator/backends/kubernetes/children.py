@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,12 +122,10 @@ class Children:
         live: Manifest | None = self.get(kind, namespace, name)
         if live is None:
             # Without asking first, which would be a request for each new child. Unless it is new, it would become ours, whosever it is.
-            try:
+            with suppress(Conflict):
                 self._keep(await self._api.apply(KINDS[kind], manifest, anew=True))
-            except Conflict:
-                live = await self._unseen(kind, namespace, name)
-            else:
                 return True
+            live = await self._unseen(kind, namespace, name)
         if live is not None:
             if name != CACHE_CLAIM:
                 _same_owner(manifest, live)
