@@ -96,17 +96,12 @@ class Bench:
         """Make the objects, as quickly as the API server takes them."""
         wishes = iter(
             one
-            for number in range(-(-self.count // 3))
+            for number in range(self.count // 3)
             for one in chain(NAMESPACES[number % len(NAMESPACES)], f"o-{number}")
         )
-        left = self.count
 
         async def some() -> None:
-            nonlocal left
             for one in wishes:
-                if left <= 0:
-                    return
-                left -= 1
                 await self.create(one)
                 self.mine += 1
 
