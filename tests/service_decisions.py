@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from decisions import NOW
+from decisions import NOW, ago
 
 from llmops_api.programs import EngineConfig
 from llmops_api.v1alpha1 import EmbeddingIndexStatus, RagService, RagServiceStatus, TrainingJobStatus
@@ -30,6 +30,10 @@ V1 = ModelInUse(name="assistant-v1", version="1", uri="mlflow://assistant/1", ad
 
 def condition(type_: str, status: str = "True", reason: str = "Fine", message: str = "") -> Condition:
     return Condition(type=type_, status=status, reason=reason, message=message)
+
+
+def missing_for(seconds: float) -> Condition:
+    return condition("IndexesResolved", "False").model_copy(update={"last_transition_time": ago(seconds)})
 
 
 def trained(*, gate: str = "True", adapter: bool = True, version: str = "1") -> JobView:

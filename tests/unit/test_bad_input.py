@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,13 @@ REFERENCES: dict[str, tuple[JobView | None, IndexView | None, str]] = {
 def test_a_reference_that_leads_nowhere(job: JobView | None, index: IndexView | None, sentence: str) -> None:
     model = {"base": {"uri": "pkg://llm/base.gguf"}, "adapter": {"trainingJobRef": {"name": "tuned"}}}
     written = manifest("RagService", {"model": model, "indexes": [{"indexRef": {"name": "docs"}}]})
-    decision = rag_service.decide(
-        ServiceInput(RagService.model_validate(written), NOW, job=job, indexes={"docs": index})
-    )
-    (ready,) = [line for line in shown(written, decision).splitlines() if line.split()[:1] == ["Ready"]]
+    service, references = RagService.model_validate(written), {"job": job, "indexes": {"docs": index}}
+    first = rag_service.decide(ServiceInput(service, NOW, **references))
+    service = service.model_copy(update={"status": first.status})
+    later = rag_service.decide(ServiceInput(service, NOW + timedelta(seconds=10), **references))
+    (ready,) = [line for line in shown(written, later).splitlines() if line.split()[:1] == ["Ready"]]
     assert sentence in ready
-    assert any(sentence in event.message and event.type_ == "Warning" for event in decision.events)
+    assert any(sentence in one.message and one.type_ == "Warning" for one in (*first.events, *later.events))
 
 
 def example(path: Path, data: bytes) -> None:

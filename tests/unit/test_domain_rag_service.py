@@ -17,6 +17,7 @@ from service_decisions import (
     in_use,
     live,
     look,
+    missing_for,
     revision_of,
     serving,
 )
@@ -96,7 +97,8 @@ def test_the_engine(seen: WorkloadStatus | None, reason: str, words: str) -> Non
 
 
 def test_a_service_that_answers_in_trouble_is_degraded() -> None:
-    decision = look(indexes={"handbook": None}, status=in_use(ModelInUse(name="base")),
+    gone = in_use(ModelInUse(name="base")).model_copy(update={"conditions": (missing_for(11),)})
+    decision = look(indexes={"handbook": None}, status=gone,
                     workloads={"chat-engine": ENGINE, "chat-gateway": gateway_says()})  # fmt: skip
     assert decision.status.phase == "Degraded"
 

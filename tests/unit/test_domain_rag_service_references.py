@@ -18,12 +18,14 @@ from service_decisions import (
     in_use,
     live,
     look,
+    missing_for,
     names,
     serving,
     trained,
 )
 
-from llmops_api.v1alpha1 import EmbeddingIndexStatus, TrainingJobStatus
+from llmops_api.v1alpha1 import EmbeddingIndexStatus, RagServiceStatus, TrainingJobStatus
+from llmops_api.v1alpha1.meta import Condition
 from llmops_api.v1alpha1.rag_service import ModelInUse
 from llmops_operator.domain.lineage import RegisteredVersion, Resolution, Unresolved
 from llmops_operator.domain.serving import IndexView, JobView, base_name
@@ -123,6 +125,21 @@ def test_the_indexes_of_a_new_service(indexes: dict[str, IndexView | None], reas
     assert words in said_words
     assert ("chat-gateway" in names(decision)) == (status == "True")
     assert "chat-engine" in names(decision)
+
+
+@pytest.mark.parametrize(("known", "left"), [(None, 10), (condition("IndexesResolved"), 10), (missing_for(4), 6)])
+def test_an_index_that_is_not_there_is_waited_for(known: Condition | None, left: float) -> None:
+    decision = look(status=RagServiceStatus(conditions=(known,) if known else ()), indexes={"handbook": None})
+    assert said(decision, "IndexesResolved")[2].startswith('waits: there is no EmbeddingIndex "handbook"')
+    assert (decision.status.phase, decision.requeue_after) == ("Waiting", left)
+    assert [one for one in decision.events if one.type_ == "Warning"] == []
+
+
+def test_an_index_that_is_not_there_for_long_is_trouble() -> None:
+    decision = look(status=RagServiceStatus(conditions=(missing_for(10),)), indexes={"handbook": None})
+    assert said(decision, "IndexesResolved")[2].startswith('there is no EmbeddingIndex "handbook"')
+    assert (decision.status.phase, decision.requeue_after) == ("Failed", None)
+    assert [one.reason for one in decision.events if one.type_ == "Warning"] == ["IndexNotFound"]
 
 
 def test_an_index_that_goes_leaves_those_in_use_searched() -> None:

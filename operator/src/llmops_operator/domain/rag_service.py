@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,7 +19,17 @@ from llmops_api.v1alpha1.rag_service import (
     RagServiceSpec,
     RagServiceStatus,
 )
-from llmops_operator.domain.conditions import Aspect, carried, holds, is_true, reported, summarised, updated, waits
+from llmops_operator.domain.conditions import (
+    Aspect,
+    carried,
+    find,
+    holds,
+    is_true,
+    reported,
+    summarised,
+    updated,
+    waits,
+)
 from llmops_operator.domain.decision import Decision, owner_of, transitions, without
 from llmops_operator.domain.fingerprint import fingerprint
 from llmops_operator.domain.lineage import Recorded, RecordState, Resolution, ServiceRecord, lineage_aspect
@@ -32,11 +42,13 @@ from llmops_operator.domain.serving import (
     resolve_indexes,
     resolve_model,
 )
-from llmops_operator.domain.timing import Timing, timestamp
+from llmops_operator.domain.timing import Timing, seconds_since, timestamp
 from llmops_operator.domain.workload import State, Workload, WorkloadStatus
 
 KIND = "RagService"
 On = RagServiceCondition
+NOT_THERE = frozenset({Reason.TRAINING_JOB_NOT_FOUND, Reason.INDEX_NOT_FOUND})
+Resolved = TypeVar("Resolved", ResolvedModel, ResolvedIndexes)
 
 
 @dataclass(frozen=True)
@@ -63,10 +75,11 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
     if service.metadata.deletion_timestamp:
         return Decision(old, remove=tuple(sorted(observed)), discard_volumes=True)
     namespace = service.metadata.namespace
-    model = resolve_model(spec, old, namespace, i.job, i.resolution)
-    indexes = resolve_indexes(spec, old, namespace, i.indexes)
+    model, model_left = _patient(i, On.MODEL_RESOLVED, resolve_model(spec, old, namespace, i.job, i.resolution))
+    indexes, indexes_left = _patient(i, On.INDEXES_RESOLVED, resolve_indexes(spec, old, namespace, i.indexes))
+    left = min((seconds for seconds in (model_left, indexes_left) if seconds is not None), default=None)
     if spec.suspend:
-        return _suspended(i, model, indexes)
+        return _suspended(i, model, indexes, left)
 
     engine_seen = observed.get(engine_name(service.metadata.name))
     gateway_seen = observed.get(gateway_name(service.metadata.name))
@@ -115,7 +128,20 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
             "progress": _progress(engine_seen, gateway_seen),
         }
     )
-    return _decision(i, status, aspects, tuple(workloads), record)
+    return _decision(i, status, aspects, left, tuple(workloads), record)
+
+
+def _patient(i: ServiceInput, type_: str, resolved: Resolved) -> tuple[Resolved, float | None]:
+    """What is not there is waited for before it is trouble; after how many seconds it is."""
+    aspect = resolved.aspect
+    if not aspect.trouble or aspect.reason not in NOT_THERE:
+        return resolved, None
+    known = find(i.service.status.conditions, type_)
+    since = known.last_transition_time if known and known.status == aspect.status else ""
+    left = i.timing.reference_grace - (seconds_since(since, i.now) if since else 0.0)
+    if left <= 0:
+        return resolved, None
+    return replace(resolved, aspect=replace(aspect, message=f"waits: {aspect.message}", trouble=False)), left
 
 
 def revision_of(spec: RagServiceSpec, model: ResolvedModel, indexes: ResolvedIndexes) -> str:
@@ -245,7 +271,9 @@ def _progress(*seen: WorkloadStatus | None) -> Any:
     return next((one.progress for one in seen if one and one.progress and one.ready_replicas == 0), None)
 
 
-def _suspended(i: ServiceInput, model: ResolvedModel, indexes: ResolvedIndexes) -> Decision[RagServiceStatus]:
+def _suspended(
+    i: ServiceInput, model: ResolvedModel, indexes: ResolvedIndexes, left: float | None
+) -> Decision[RagServiceStatus]:
     on_hold = waits(Reason.SUSPENDED, "spec.suspend is set: set it to false to answer again")
     aspects: dict[str, Aspect] = {
         On.ACCEPTED: holds(Reason.ACCEPTED, "the spec is valid"),
@@ -257,15 +285,16 @@ def _suspended(i: ServiceInput, model: ResolvedModel, indexes: ResolvedIndexes) 
         On.READY: on_hold,
     }
     update = {"phase": "Suspended", "url": None, "replicas": 0, "ready_replicas": 0, "progress": None}
-    return _decision(i, i.service.status.model_copy(update=update), aspects, (), None)
+    return _decision(i, i.service.status.model_copy(update=update), aspects, left)
 
 
 def _decision(
     i: ServiceInput,
     status: RagServiceStatus,
     aspects: Mapping[str, Aspect],
-    workloads: tuple[Workload, ...],
-    record: ServiceRecord | None,
+    left: float | None,
+    workloads: tuple[Workload, ...] = (),
+    record: ServiceRecord | None = None,
 ) -> Decision[RagServiceStatus]:
     generation, now = i.service.metadata.generation, timestamp(i.now)
     old = i.service.status.conditions
@@ -276,4 +305,5 @@ def _decision(
         remove=without(i.workloads, (workload.name for workload in workloads)),
         events=transitions(old, aspects),
         record=record,
+        requeue_after=left,
     )

@@ -15,6 +15,8 @@ class Timing:
     retry_cap: float = 300.0
     progress_interval: float = 10.0
     """Progress alone is written into a status at most this often."""
+    reference_grace: float = 10.0
+    """How long what an object refers to may be missing before it is trouble: manifests are applied in any order."""
     drop_deadline: float = 120.0
     """How long the deletion of an EmbeddingIndex may wait for its collections to be dropped."""
 
