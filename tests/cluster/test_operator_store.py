@@ -81,8 +81,9 @@ def namespace(api_server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
 async def cluster(namespace: str) -> AsyncIterator[Cluster]:
     client = Client(await configuration())
     found = Cluster(client, namespace)
-    await found.watching.fill()
+    await found.watching.defined()
     tasks = [asyncio.create_task(found.watching.run()), asyncio.create_task(found.events.run())]
+    await found.watching.filled()
     try:
         yield found
     finally:
@@ -233,6 +234,24 @@ async def test_a_long_list_is_taken_in_parts_and_watched_from_there(
         await client.close()
 
 
+async def test_it_is_filled_when_all_that_is_there_is_known(
+    namespace: str, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        api_server.kubectl.apply(operators.manifest("EmbeddingIndex", namespace, name))
+    async with cluster(namespace) as real:
+        assert set(real.store.keys()) == {real.key("a"), real.key("b")}
+    monkeypatch.setattr(watching_module, "NAME_AGAIN_SECONDS", 0.3)
+    client = Client(await configuration())
+    blind = Cluster(client, namespace)
+    filled = asyncio.create_task(blind.watching.filled())
+    await asyncio.sleep(1)
+    assert not filled.done(), "nothing is known yet"
+    await asyncio.to_thread(api_server.kubectl, "delete", "embeddingindexes", "--all", "-n", namespace)
+    await filled  # what has gone before it was seen is not waited for
+    await client.close()
+
+
 async def test_the_watch_goes_on_after_the_api_server_was_away(namespace: str, api_server: ApiServer) -> None:
     async with cluster(namespace) as real:
         await real.apply(operators.manifest("EmbeddingIndex", namespace, "a"))
@@ -272,8 +291,8 @@ async def test_a_write_that_is_pushed_back_is_made_once_after_the_pause_asked_fo
         metrics = Metrics()
         client = Client(await configuration(), meter=metrics)
         found = Cluster(client, namespace)
-        await found.watching.fill()
         key = found.key("a")
+        found.store.seen(await client.ask("GET", path_of(*key)))
         version = found.store.get(key)["metadata"]["resourceVersion"]  # type: ignore[index]
         answers[:] = [(429, {"Retry-After": "1"}), (503, {})]
         began = asyncio.get_running_loop().time()

@@ -107,9 +107,9 @@ async def run(
         stack.push_async_callback(runner.cleanup)
 
         async def work() -> None:
-            await watching.fill()
-            watch = asyncio.create_task(watching.run())
-            tasks.append(watch)
+            await watching.defined()
+            tasks.append(asyncio.create_task(watching.run()))
+            await watching.filled()
             await backend.start()
             stack.push_async_callback(backend.stop)
             synced.set()

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import kopf
 
@@ -29,8 +30,10 @@ log = logging.getLogger(__name__)
 
 COMPARE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
+NAME_AGAIN_SECONDS = 10.0
 END_SECONDS = 5.0
 NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+T = TypeVar("T")
 
 
 class Watching:
@@ -43,25 +46,47 @@ class Watching:
         self.alive = False
         """Whether kopf is watching."""
 
-    async def fill(self) -> None:
-        """Wait for the definitions of the resources, and list everything once."""
-        said = ""
+    async def defined(self) -> None:
+        """Wait for the definitions of the resources: kopf looks for them once."""
         for kind in KINDS:
             for namespace in self._namespaces:
-                while True:
-                    try:
-                        async for page in self._client.pages(path_of(kind, namespace)):
-                            for item in page.get("items") or ():
-                                self._store.seen({"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, **item})
-                        break
-                    except NotFound:
-                        reason = f"there is no {PLURALS[kind]}.{GROUP}: install the chart with crds.install=true, or apply crds/"
-                    except Unavailable as error:
-                        reason = str(error)
-                    if reason != said:
-                        log.warning("%s; waiting", reason)
-                        said = reason
-                    await asyncio.sleep(2)
+                await self._patiently(self._ask_one, kind, namespace)
+
+    async def filled(self) -> None:
+        """Wait until everything that is there is known, which `run` brings about: an object that is missing in the cache is one that
+        was deleted, and loses its children.
+        """
+        for kind in KINDS:
+            for namespace in self._namespaces:
+                await self._until_known(kind, namespace)
+
+    async def _until_known(self, kind: str, namespace: str | None) -> None:
+        while True:
+            there, _ = await self._patiently(self._names, kind, namespace)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(NAME_AGAIN_SECONDS):  # some may have gone before they were seen
+                    while True:
+                        there = {key for key in there if key not in self._cache}
+                        if not there:
+                            return
+                        await asyncio.sleep(0.1)
+
+    async def _patiently(self, ask: Callable[[str, str | None], Awaitable[T]], kind: str, namespace: str | None) -> T:
+        """What the API server answers, once it does and has the kind."""
+        said = ""
+        while True:
+            try:
+                return await ask(kind, namespace)
+            except NotFound:
+                reason = (
+                    f"there is no {PLURALS[kind]}.{GROUP}: install the chart with crds.install=true, or apply crds/"
+                )
+            except Unavailable as error:
+                reason = str(error)
+            if reason != said:
+                log.warning("%s; waiting", reason)
+                said = reason
+            await asyncio.sleep(2)
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -149,11 +174,23 @@ class Watching:
     async def _differs(self, kind: str) -> bool:
         count = 0
         for namespace in self._namespaces:
-            page = await self._client.ask("GET", path_of(kind, namespace), query={"limit": "1"}, accept=NAMES_ONLY)
+            page = await self._ask_one(kind, namespace)
             count += len(page.get("items") or ()) + page["metadata"].get("remainingItemCount", 0)
         return count != self._cache.count(kind)
 
     async def _drop_vanished(self, kind: str, namespace: str | None) -> None:
+        there, version = await self._names(kind, namespace)
+        for key, known in self._cache.keys(kind):
+            if key not in there and known <= version and namespace in (None, key[1]):
+                log.info("%s %s/%s has vanished while the watch was cut", *key)
+                self._store.vanished(key, version)
+
+    async def _ask_one(self, kind: str, namespace: str | None) -> Any:
+        """A list of one object, which says how many more there are."""
+        return await self._client.ask("GET", path_of(kind, namespace), query={"limit": "1"}, accept=NAMES_ONLY)
+
+    async def _names(self, kind: str, namespace: str | None) -> tuple[set[Key], int]:
+        """The keys of all objects, and as of which version."""
         there: set[Key] = set()
         version = 0
         async for page in self._client.pages(path_of(kind, namespace), accept=NAMES_ONLY):
@@ -161,10 +198,7 @@ class Watching:
             there.update(
                 (kind, item["metadata"]["namespace"], item["metadata"]["name"]) for item in page.get("items") or ()
             )
-        for key, known in self._cache.keys(kind):
-            if key not in there and known <= version and namespace in (None, key[1]):
-                log.info("%s %s/%s has vanished while the watch was cut", *key)
-                self._store.vanished(key, version)
+        return there, version
 
 
 class Backoffs:
