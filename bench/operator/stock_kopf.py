@@ -1,8 +1,8 @@
-"""The baseline: the same decisions, children and statuses, driven the way that kopf's documentation shows.
+"""The baseline: the same decisions, children, statuses and events, driven the way that kopf's documentation shows.
 
-`on.create`, `on.update` and `on.resume` handle an object and write its status; indices know what the children have come to. Deciding and
-rendering are the operator's own code, so that the difference is in how they are driven. It does less than the operator does: nothing has it look
-again at an object whose children, or whose references, have changed.
+`on.create`, `on.update` and `on.resume` handle an object, write its status and tell events; `on.delete` would drop an index's collections;
+indices know what the children have come to. Deciding and rendering are the operator's own code, so that the difference is in how they are
+driven. It does less than the operator does: nothing has it look again at an object whose children, or whose references, have changed.
 
     python bench/operator/stock_kopf.py --config FILE
 """
@@ -108,7 +108,13 @@ def main() -> None:
             for child in render(owner, workload, config):
                 await api.apply(CHILDREN[child["kind"]], child)
         patch.status.update(wanted.status.dump())
+        for event in wanted.events:
+            kopf.event(body, type=event.type_, reason=event.reason, message=event.message)
         metrics.looked(manifest["kind"], Result.DONE, time.perf_counter() - began)
+
+    @kopf.on.delete(GROUP, VERSION, PLURALS["EmbeddingIndex"], registry=registry)
+    async def drop(**_: Any) -> None:
+        """Nothing is deleted here; that this is there has kopf set its finalizer."""
 
     for plural in PLURALS.values():
         kopf.index(GROUP, VERSION, plural, id="objects", registry=registry)(known)
