@@ -234,21 +234,20 @@ async def test_a_long_list_is_taken_in_parts_and_watched_from_there(
         await client.close()
 
 
-async def test_it_is_filled_when_all_that_is_there_is_known(
-    namespace: str, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_it_is_filled_when_all_that_is_there_is_known(namespace: str, api_server: ApiServer) -> None:
     for name in ("a", "b"):
         api_server.kubectl.apply(operators.manifest("EmbeddingIndex", namespace, name))
     async with cluster(namespace) as real:
         assert set(real.store.keys()) == {real.key("a"), real.key("b")}
-    monkeypatch.setattr(watching_module, "NAME_AGAIN_SECONDS", 0.3)
     client = Client(await configuration())
     blind = Cluster(client, namespace)
     filled = asyncio.create_task(blind.watching.filled())
     await asyncio.sleep(1)
     assert not filled.done(), "nothing is known yet"
+    assert await blind.store.exists(blind.key("a"))
     await asyncio.to_thread(api_server.kubectl, "delete", "embeddingindexes", "--all", "-n", namespace)
     await filled  # what has gone before it was seen is not waited for
+    assert not await blind.store.exists(blind.key("a"))
     await client.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from dataclasses import replace
 
@@ -146,3 +147,18 @@ async def test_what_runs_for_an_object_that_vanished_while_nobody_looked_is_remo
     world.start()
     await world.until(lambda: world.backend.names == [])
     await world.die()
+
+
+async def test_what_runs_for_an_object_that_was_not_seen_yet_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ready(world)
+    await world.die()
+    running, read, unseen = world.backend.names, world.store.get, {T, I, R}
+    monkeypatch.setattr(world.store, "get", lambda key: None if key in unseen else read(key))
+    world.start()
+    await asyncio.sleep(0.1)
+    assert world.backend.names == running
+    unseen.clear()
+    await world.until(world.all_ready)
+    assert world.backend.names == running

@@ -74,6 +74,10 @@ class MemoryStore:
             copy.deepcopy(one) for key, one in self._objects.items() if key[0] == kind and namespace in (None, key[1])
         ]
 
+    async def exists(self, key: Key) -> bool:
+        """Whether there is such an object."""
+        return key in self._objects
+
     async def write_status(self, key: Key, status: Mapping[str, Any], *, resource_version: str) -> None:
         """Replace `status`."""
         stored = self._read(key)

@@ -273,8 +273,11 @@ class ControlPlane:
         await self._store.record_event(key, type_="Warning", reason=Reason.INVALID, message=invalid.message)
 
     async def _remove_orphans(self, key: Key, uid: str | None) -> None:
-        """Remove what runs for objects of this name that are gone."""
-        for owner in [owner for owner in self._owners.get(key, ()) if owner.uid != uid]:
+        """Remove what runs for objects of this name that are gone. Raises `NotYet` for one that was not seen yet."""
+        gone = [owner for owner in self._owners.get(key, ()) if owner.uid != uid]
+        if gone and uid is None and await self._store.exists(key):
+            raise NotYet("it has children, and was not seen yet itself")
+        for owner in gone:
             for name in self._backend.observe(owner):
                 await self._backend.remove(owner, name)
             await self._backend.discard_volumes(owner)

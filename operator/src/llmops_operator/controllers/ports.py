@@ -48,6 +48,9 @@ class Store(Protocol):
     def keys(self) -> tuple[Key, ...]:
         """The keys of all objects as last seen."""
 
+    async def exists(self, key: Key) -> bool:
+        """Whether there is such an object, asked where it is kept: it may not have been seen yet. Raises `Unavailable`."""
+
     async def write_status(self, key: Key, status: Mapping[str, Any], *, resource_version: str) -> None:
         """Replace `status`. Raises `Conflict` or `NotFound`."""
 

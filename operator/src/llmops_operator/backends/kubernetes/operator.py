@@ -109,9 +109,8 @@ async def run(
         async def work() -> None:
             await watching.defined()
             tasks.append(asyncio.create_task(watching.run()))
-            await watching.filled()
-            await backend.start()
             stack.push_async_callback(backend.stop)
+            await asyncio.gather(watching.filled(), backend.start())
             synced.set()
             log.info("the caches are filled")
             await lease.acquire()

@@ -36,6 +36,14 @@ class KubernetesStore:
         """The keys of all objects as last seen."""
         return tuple(key for kind in KINDS for key, _ in self._cache.keys(kind))
 
+    async def exists(self, key: Key) -> bool:
+        """Whether the API server has it. Raises `Unavailable`."""
+        try:
+            await self._client.ask("GET", path_of(*key))
+        except NotFound:
+            return False
+        return True
+
     async def write_status(self, key: Key, status: Mapping[str, Any], *, resource_version: str) -> None:
         """Replace `status` by one PATCH, if the object is still as it was. Raises `Conflict`, `NotFound`, `Unavailable`."""
         patch = [

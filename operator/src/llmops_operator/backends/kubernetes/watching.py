@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import kopf
 
@@ -30,10 +29,9 @@ log = logging.getLogger(__name__)
 
 COMPARE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
-NAME_AGAIN_SECONDS = 10.0
+FILLED_SECONDS = 0.5
 END_SECONDS = 5.0
 NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-T = TypeVar("T")
 
 
 class Watching:
@@ -42,6 +40,7 @@ class Watching:
     def __init__(self, client: Client, cache: Cache, store: KubernetesStore, namespaces: Sequence[str] = ()) -> None:
         self._client, self._cache, self._store = client, cache, store
         self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
+        self._full = asyncio.Event()
         self._listed_anew = asyncio.Event()
         self.alive = False
         """Whether kopf is watching."""
@@ -49,34 +48,23 @@ class Watching:
     async def defined(self) -> None:
         """Wait for the definitions of the resources: kopf looks for them once."""
         for kind in KINDS:
-            for namespace in self._namespaces:
-                await self._patiently(self._ask_one, kind, namespace)
+            await self._patiently(kind)
 
     async def filled(self) -> None:
-        """Wait until everything that is there is known, which `run` brings about: an object that is missing in the cache is one that
-        was deleted, and loses its children.
-        """
+        """Wait until as many objects are known as there are, which `run` brings about."""
         for kind in KINDS:
-            for namespace in self._namespaces:
-                await self._until_known(kind, namespace)
+            while True:
+                if self._cache.count(kind) >= await self._patiently(kind):
+                    break
+                await asyncio.sleep(FILLED_SECONDS)
+        self._full.set()
 
-    async def _until_known(self, kind: str, namespace: str | None) -> None:
-        while True:
-            there, _ = await self._patiently(self._names, kind, namespace)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(NAME_AGAIN_SECONDS):  # some may have gone before they were seen
-                    while True:
-                        there = {key for key in there if key not in self._cache}
-                        if not there:
-                            return
-                        await asyncio.sleep(0.1)
-
-    async def _patiently(self, ask: Callable[[str, str | None], Awaitable[T]], kind: str, namespace: str | None) -> T:
-        """What the API server answers, once it does and has the kind."""
+    async def _patiently(self, kind: str) -> int:
+        """How many objects there are, once the API server answers and has the kind."""
         said = ""
         while True:
             try:
-                return await ask(kind, namespace)
+                return await self._count(kind)
             except NotFound:
                 reason = (
                     f"there is no {PLURALS[kind]}.{GROUP}: install the chart with crds.install=true, or apply crds/"
@@ -92,6 +80,8 @@ class Watching:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch())
+            await self._full.wait()
+            self._listed_anew.clear()  # nothing can have vanished from what was empty
             tasks.create_task(self._compare())
 
     async def _watch(self) -> None:
@@ -165,32 +155,20 @@ class Watching:
             except TimeoutError:
                 kinds = []
             try:
-                for kind in kinds or [kind for kind in KINDS if await self._differs(kind)]:
+                for kind in kinds or [kind for kind in KINDS if await self._count(kind) != self._cache.count(kind)]:
                     for namespace in self._namespaces:
                         await self._drop_vanished(kind, namespace)
             except (NotFound, Unavailable) as reason:
                 log.debug("the objects cannot be compared: %s", reason)
 
-    async def _differs(self, kind: str) -> bool:
+    async def _count(self, kind: str) -> int:
         count = 0
         for namespace in self._namespaces:
-            page = await self._ask_one(kind, namespace)
+            page = await self._client.ask("GET", path_of(kind, namespace), query={"limit": "1"}, accept=NAMES_ONLY)
             count += len(page.get("items") or ()) + page["metadata"].get("remainingItemCount", 0)
-        return count != self._cache.count(kind)
+        return count
 
     async def _drop_vanished(self, kind: str, namespace: str | None) -> None:
-        there, version = await self._names(kind, namespace)
-        for key, known in self._cache.keys(kind):
-            if key not in there and known <= version and namespace in (None, key[1]):
-                log.info("%s %s/%s has vanished while the watch was cut", *key)
-                self._store.vanished(key, version)
-
-    async def _ask_one(self, kind: str, namespace: str | None) -> Any:
-        """A list of one object, which says how many more there are."""
-        return await self._client.ask("GET", path_of(kind, namespace), query={"limit": "1"}, accept=NAMES_ONLY)
-
-    async def _names(self, kind: str, namespace: str | None) -> tuple[set[Key], int]:
-        """The keys of all objects, and as of which version."""
         there: set[Key] = set()
         version = 0
         async for page in self._client.pages(path_of(kind, namespace), accept=NAMES_ONLY):
@@ -198,7 +176,10 @@ class Watching:
             there.update(
                 (kind, item["metadata"]["namespace"], item["metadata"]["name"]) for item in page.get("items") or ()
             )
-        return there, version
+        for key, known in self._cache.keys(kind):
+            if key not in there and known <= version and namespace in (None, key[1]):
+                log.info("%s %s/%s has vanished while the watch was cut", *key)
+                self._store.vanished(key, version)
 
 
 class Backoffs:

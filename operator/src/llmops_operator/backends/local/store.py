@@ -120,6 +120,10 @@ class SqliteStore:
 
     # What the controllers do
 
+    async def exists(self, key: Key) -> bool:
+        """Whether there is such an object."""
+        return self.get(key) is not None
+
     async def write_status(self, key: Key, status: Mapping[str, Any], *, resource_version: str) -> None:
         """Replace `status`. Raises `Conflict`, `NotFound` or `StoreError`."""
         await self._in_thread(self._write_status, key, status, resource_version)
