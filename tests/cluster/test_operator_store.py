@@ -234,7 +234,9 @@ async def test_a_long_list_is_taken_in_parts_and_watched_from_there(
         await client.close()
 
 
-async def test_it_is_filled_when_all_that_is_there_is_known(namespace: str, api_server: ApiServer) -> None:
+async def test_it_is_filled_when_all_that_is_there_is_known(
+    namespace: str, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         api_server.kubectl.apply(operators.manifest("EmbeddingIndex", namespace, name))
     async with cluster(namespace) as real:
@@ -248,6 +250,11 @@ async def test_it_is_filled_when_all_that_is_there_is_known(namespace: str, api_
     await asyncio.to_thread(api_server.kubectl, "delete", "embeddingindexes", "--all", "-n", namespace)
     await filled  # what has gone before it was seen is not waited for
     assert not await blind.store.exists(blind.key("a"))
+    await asyncio.to_thread(api_server.kubectl.apply, operators.manifest("EmbeddingIndex", namespace, "c"))
+    monkeypatch.setattr(watching_module, "STALLED_SECONDS", 0.6)
+    began = asyncio.get_running_loop().time()
+    await blind.watching.filled()  # for ever it does not wait
+    assert asyncio.get_running_loop().time() - began > 0.6
     await client.close()
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 COMPARE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 FILLED_SECONDS = 0.5
+STALLED_SECONDS = 60.0
 END_SECONDS = 5.0
 NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -51,10 +52,17 @@ class Watching:
             await self._patiently(kind)
 
     async def filled(self) -> None:
-        """Wait until as many objects are known as there are, which `run` brings about."""
+        """Wait until as many objects are known as there are, which `run` brings about. The API server promises no exact number: it is
+        enough when no more come.
+        """
         for kind in KINDS:
-            while True:
-                if self._cache.count(kind) >= await self._patiently(kind):
+            known, since = -1, 0.0
+            while (count := self._cache.count(kind)) < (there := await self._patiently(kind)):
+                now = asyncio.get_running_loop().time()
+                if count > known:
+                    known, since = count, now
+                elif now - since > STALLED_SECONDS:
+                    log.warning("the API server counts %d %s, and told of %d: going on", there, PLURALS[kind], count)
                     break
                 await asyncio.sleep(FILLED_SECONDS)
         self._full.set()
