@@ -42,7 +42,7 @@ from llmops_operator.domain.admission import ApiObject, Invalid, parse
 from llmops_operator.domain.decision import Decision, Event, owner_of, warning
 from llmops_operator.domain.embedding_index import FINALIZER, IndexInput
 from llmops_operator.domain.lineage import EndRecord, RunEnd
-from llmops_operator.domain.timing import Timing
+from llmops_operator.domain.timing import Timing, soonest
 from llmops_operator.domain.training_job import TrainingInput
 from llmops_operator.domain.workload import Owner
 
@@ -233,7 +233,7 @@ class ControlPlane:
             for event in decision.events:  # the object is gone when somebody looks, and perhaps its namespace
                 log.warning("%s %s/%s: %s", *key, event.message)
             await self._store.set_finalizer(key, FINALIZER, present=False)
-        return min((seconds for seconds in after if seconds is not None), default=None)
+        return soonest(*after)
 
     async def _write_status(self, key: Key, found: ApiObject, status: dict[str, Any]) -> float | None:
         """Write a status that differs. Progress alone waits for its interval: returns how long."""

@@ -42,7 +42,7 @@ from llmops_operator.domain.serving import (
     resolve_indexes,
     resolve_model,
 )
-from llmops_operator.domain.timing import Timing, seconds_since, timestamp
+from llmops_operator.domain.timing import Timing, seconds_since, soonest, timestamp
 from llmops_operator.domain.workload import State, Workload, WorkloadStatus
 
 KIND = "RagService"
@@ -77,7 +77,7 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
     namespace = service.metadata.namespace
     model, model_left = _patient(i, On.MODEL_RESOLVED, resolve_model(spec, old, namespace, i.job, i.resolution))
     indexes, indexes_left = _patient(i, On.INDEXES_RESOLVED, resolve_indexes(spec, old, namespace, i.indexes))
-    left = min((seconds for seconds in (model_left, indexes_left) if seconds is not None), default=None)
+    left = soonest(model_left, indexes_left)
     if spec.suspend:
         return _suspended(i, model, indexes, left)
 

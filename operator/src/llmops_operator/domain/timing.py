@@ -25,6 +25,11 @@ class Timing:
         return min(self.retry_cap, self.retry_first * 2.0 ** min(failures - 1, 30))
 
 
+def soonest(*seconds: float | None) -> float | None:
+    """The least of them that are there."""
+    return min((each for each in seconds if each is not None), default=None)
+
+
 def timestamp(moment: datetime) -> str:
     """`2026-11-23T06:17:36.123Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
