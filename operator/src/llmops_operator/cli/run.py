@@ -61,7 +61,7 @@ def run(folder: Path, name: str, *, namespace: str | None, once: bool, timeout: 
         screen.note(note)
     screen.note(f"starting MLflow and the vector store in {home.root}")
     try:
-        code = asyncio.run(with_daemon(home, work, stopping=lambda: screen.note("stopping everything …")))
+        code = asyncio.run(with_daemon(home, work, note=screen.note))
     finally:
         screen.close()
     return 0 if code == INTERRUPTED and session.shown else code

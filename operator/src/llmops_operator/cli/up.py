@@ -25,9 +25,7 @@ def up(folder: Path) -> int:
     screen = make_screen(make_console())
     screen.note(f"starting MLflow and the vector store in {home.root}")
     try:
-        code = asyncio.run(
-            with_daemon(home, lambda serving: _show(serving, screen), stopping=lambda: screen.note("stopping …"))
-        )
+        code = asyncio.run(with_daemon(home, lambda serving: _show(serving, screen), note=screen.note))
     finally:
         screen.close()
     return 0 if code == INTERRUPTED else code

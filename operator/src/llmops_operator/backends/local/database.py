@@ -5,7 +5,6 @@ WAL with `synchronous=FULL`: a reader never waits for a writer, and what a comma
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -13,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llmops_operator.backends.local.disk import is_full
+from llmops_operator.controllers.ports import Unavailable
+
 APPLICATION_ID = 0x6C6C6D6F
 """Written into the file's header ("llmo"), so that a file of another program is recognised."""
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one. Transactions here take milliseconds; a longer wait means a stuck process."""
-
-ROOM_FOR_ANYTHING = 1 << 20
-"""With fewer bytes free a disk counts as full where something went wrong."""
 
 SCHEMA = """
 CREATE TABLE counter (value INTEGER NOT NULL);
@@ -42,7 +41,7 @@ CREATE TABLE events (
 """
 
 
-class StoreError(Exception):
+class StoreError(Unavailable):
     """The file cannot be used. The message says why and what to do."""
 
 
@@ -113,7 +112,7 @@ class Database:
             yield
         except sqlite3.OperationalError as error:
             # with no room for its shared memory SQLite knows of an I/O error only
-            if "full" in str(error) or shutil.disk_usage(self.path.parent).free < ROOM_FOR_ANYTHING:
+            if "full" in str(error) or is_full(self.path.parent):
                 raise StoreError(
                     f"{self.path}: no space left on the disk, nothing was stored; free some and try again"
                 ) from error

@@ -13,6 +13,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from llmops_operator.backends.local import volumes
+from llmops_operator.backends.local.disk import FREE_SOME, says_full
 from llmops_operator.backends.local.durable import write_text
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.launching import Launching, Surroundings
@@ -21,6 +22,7 @@ from llmops_operator.backends.local.replica import Replica
 from llmops_operator.backends.local.replica_folder import ReplicaFolder
 from llmops_operator.backends.local.replica_status import combine
 from llmops_operator.backends.local.supervision import Supervision, sweep
+from llmops_operator.controllers.ports import Unavailable
 from llmops_operator.domain.workload import Owner, State, Workload, WorkloadStatus
 
 RECORD = "workload.json"
@@ -143,8 +145,8 @@ class ProcessBackend:
         self._listeners.append(listener)
 
     async def apply(self, owner: Owner, workload: Workload) -> None:
-        """Make `workload` run as said; it may start later than this returns, and the status says when not. Raises `OSError`, and
-        `ValueError` when another object has a workload of this name.
+        """Make `workload` run as said; it may start later than this returns, and the status says when not. Raises `Unavailable` where
+        it cannot be written down, and `ValueError` when another object has a workload of this name.
         """
         place = (owner.namespace, workload.name)
         async with self._lock(place):
@@ -155,7 +157,11 @@ class ProcessBackend:
                 return
             record = _Record(owner, workload)
             if running is None or running.record != record:
-                await asyncio.to_thread(_write_record, self._path(place), record)
+                try:
+                    await asyncio.to_thread(_write_record, self._path(place), record)
+                except OSError as error:
+                    why = FREE_SOME if says_full(error) else f"cannot be written ({error.strerror}); it is tried again"
+                    raise Unavailable(f"{self._path(place)}: {why}") from error
                 await self._keep(place, record)
 
     async def remove(self, owner: Owner, name: str) -> None:

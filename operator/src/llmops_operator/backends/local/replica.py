@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmops_api.reasons import FailureReason, Reason
+from llmops_operator.backends.local.disk import FREE_SOME, says_full
 from llmops_operator.backends.local.durable import read_json
 from llmops_operator.backends.local.environment import SecretMissing
 from llmops_operator.backends.local.free_ports import HOST, NoFreePort
@@ -295,7 +296,7 @@ def _unbegun(folder: ReplicaFolder) -> tuple[str, str]:
     """The supervisor has ended before it started the program."""
     said = folder.supervisor_log()
     if os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said:
-        return FailureReason.DISK_FULL, f"{folder.root}: no space left on the disk; free some, it goes on by itself"
+        return FailureReason.DISK_FULL, f"{folder.root}: {FREE_SOME}"
     return (
         Reason.CANNOT_START,
         f"its supervisor ended at once: {said.strip()[-500:] or 'it said nothing'}; it is tried again",
@@ -305,7 +306,6 @@ def _unbegun(folder: ReplicaFolder) -> tuple[str, str]:
 def _cannot_start(error: Exception) -> tuple[str, str]:
     if isinstance(error, NoFreePort):
         return Reason.NO_FREE_PORT, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = error.filename or "its folder"
-        return FailureReason.DISK_FULL, f"{where}: no space left on the disk; free some, it goes on by itself"
+    if says_full(error):
+        return FailureReason.DISK_FULL, f"{getattr(error, 'filename', None) or 'its folder'}: {FREE_SOME}"
     return Reason.CANNOT_START, f"{error}; it is tried again"
