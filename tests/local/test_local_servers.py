@@ -56,6 +56,22 @@ async def test_replicas_come_and_go(home):
         assert not (home.workloads / "default" / "serve" / "1").exists()
 
 
+async def test_replicas_are_started_anew_one_after_the_other(home):
+    async with running(home) as backend:
+        await backend.apply(OWNER, server(home, replicas=3))
+        await until(backend, lambda status: status.ready_replicas == 3)
+        serving = []
+        backend.subscribe(lambda owner: serving.append(backend.observe(owner)["serve"].ready_replicas))
+        await backend.apply(OWNER, server(home, replicas=3, files={"a.json": "1"}))
+        await until(backend, lambda status: status.ready_replicas == 3 and len(starts(home)) == 6)
+        assert min(serving) == 2
+        # What does not come to serve keeps the others as they were.
+        await backend.apply(OWNER, server(home, "raise SystemExit(3)", replicas=3))
+        status = await until(backend, lambda status: status.restarts == 2)
+        assert status.ready_replicas == 2
+        assert min(serving) == 2
+
+
 async def test_a_program_that_dies_is_started_anew_more_and_more_slowly(home):
     code = "import os, time; open(os.environ['STARTS'], 'a').write(f'{time.time()}\\n'); print('no luck'); raise SystemExit(3)"
     async with running(home) as backend:

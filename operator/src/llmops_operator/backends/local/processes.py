@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class _Running:
         self._launching = Launching(record.owner, surroundings)
         self._changed = changed
         self._replicas: dict[int, tuple[Replica, asyncio.Task[None]]] = {}
+        self._serving: frozenset[int] = frozenset()
 
     @property
     def status(self) -> WorkloadStatus:
@@ -66,12 +68,23 @@ class _Running:
                 self._replicas[number][0].update(workload)
             else:
                 folder = ReplicaFolder(self.folder / str(number))
-                replica = Replica(folder, workload, self._launching, self._changed)
+                others_serve = functools.partial(self._others_serve, number)
+                replica = Replica(folder, workload, self._launching, self._replica_changed, others_serve)
                 self._replicas[number] = (replica, asyncio.create_task(replica.run(), name=str(folder.root)))
 
     def wake(self) -> None:
         for replica, _ in self._replicas.values():
             replica.wake()
+
+    def _others_serve(self, number: int) -> bool:
+        return all(replica.status.ready for other, (replica, _) in self._replicas.items() if other != number)
+
+    def _replica_changed(self) -> None:
+        before = self._serving
+        self._serving = frozenset(number for number, (replica, _) in self._replicas.items() if replica.status.ready)
+        if self._serving - before:  # it may be another one's turn to be started anew
+            self.wake()
+        self._changed()
 
     async def stop(self) -> None:
         """End all replicas, together. Whoever is cancelled while waiting for that does not hinder it."""

@@ -46,11 +46,16 @@ class Replica:
     """Runs from `run` until `stop`. `changed` is called whenever `status` has."""
 
     def __init__(
-        self, folder: ReplicaFolder, workload: Workload, launching: Launching, changed: Callable[[], None]
+        self,
+        folder: ReplicaFolder,
+        workload: Workload,
+        launching: Launching,
+        changed: Callable[[], None],
+        others_serve: Callable[[], bool],
     ) -> None:
         self.folder = folder
         self.status = ReplicaStatus()
-        self._workload, self._launching, self._changed = workload, launching, changed
+        self._workload, self._launching, self._changed, self._others_serve = workload, launching, changed, others_serve
         self._stopping = False
         self._wake = asyncio.Event()
         self._waiting_for, self._ended_at = 0, 0.0
@@ -211,7 +216,7 @@ class Replica:
         try:
             while not waiting.done():
                 self._wake.clear()
-                if self._stopping or launch.digest != self._launching.digest(self._workload):
+                if self._stopping or self._outdated(launch):
                     await self._end((waiting, *observing))
                     return await supervision.stop()
                 delay = await self._replace_live_files()
@@ -222,11 +227,16 @@ class Replica:
         finally:
             await self._end((waiting, *observing))
 
+    def _outdated(self, launch: Launch) -> bool:
+        """Whether the program is to be started anew: one that serves only when all others do, so that one of several always does."""
+        changed = launch.digest != self._launching.digest(self._workload)
+        return changed and (not self.status.ready or self._others_serve())
+
     async def _end(self, tasks: tuple[asyncio.Task[Any], ...]) -> None:
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
         self._set(ready=False, endpoint=None)
+        await asyncio.wait(tasks)
 
     async def _replace_live_files(self) -> float | None:
         """Replace them where they differ. Seconds after which to try again when that failed."""
