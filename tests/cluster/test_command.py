@@ -24,11 +24,12 @@ from harness.api_server import ApiServer
 from harness.binaries import binary
 from llmops_operator.backends.kubernetes.access import Cluster
 from llmops_operator.cli.app import execute
+from llmops_operator.cli.cluster import MLFLOW
 
 CHECKOUT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
 
-INDEX = {
+INDEX: dict[str, Any] = {
     "apiVersion": "llmops.dev/v1alpha1",
     "kind": "EmbeddingIndex",
     "metadata": {"name": "handbook", "labels": {"team": "hr"}},
@@ -176,36 +177,52 @@ class Stub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def service(cluster: ApiServer, namespace: str) -> Iterator[int]:
-    """A Service `chat` whose pod is a server of this test. The API server reaches no loopback address."""
+def address() -> str:
+    """Where the API server reaches a server of this machine: no loopback address."""
     own = (one.address for each in psutil.net_if_addrs().values() for one in each if one.family is socket.AF_INET)
-    address = next((one for one in own if not ipaddress.ip_address(one).is_loopback), None)
-    if address is None:
+    found = next((one for one in own if not ipaddress.ip_address(one).is_loopback), None)
+    if found is None:
         pytest.skip("this machine has no address but its loopback, which no API server sends a request to")
-    server = ThreadingHTTPServer((address, 0), Stub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = server.server_address[1]
-    ports = [{"port": 8080, "targetPort": port, "name": "http"}]
-    target = {"kind": "Pod", "name": "chat-abc", "namespace": namespace}
-    subset = {"addresses": [{"ip": address, "targetRef": target}], "ports": [{"name": "http", "port": port}]}
+    return found
+
+
+def make_service(
+    cluster: ApiServer, namespace: str, metadata: dict[str, Any], port: int, target: tuple[str, int]
+) -> None:
+    """A Service whose pod answers, or does not, at `target`."""
+    name, (address, target_port) = metadata["name"], target
+    pod = f"{name}-abc"
+    ports = [{"port": port, "targetPort": target_port, "name": "http"}]
+    subset = {
+        "addresses": [{"ip": address, "targetRef": {"kind": "Pod", "name": pod, "namespace": namespace}}],
+        "ports": [{"name": "http", "port": target_port}],
+    }
     made = [
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "chat"}, "spec": {"ports": ports}},
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "chat-abc"},
-         "spec": {"containers": [{"name": "gateway", "image": "none"}]}},
-        {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "chat"}, "subsets": [subset]},
+        {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": ports}},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod},
+         "spec": {"containers": [{"name": "program", "image": "none"}]}},
+        {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}, "subsets": [subset]},
     ]  # fmt: skip
     for manifest in made:
         done = cluster.kubectl.run("apply", "-n", namespace, "-f", "-", stdin=json.dumps(manifest))
         assert done.returncode == 0, done.stderr
     ip = json.dumps({"status": {"podIP": address, "podIPs": [{"ip": address}]}})
-    cluster.kubectl("patch", "pod", "chat-abc", "-n", namespace, "--subresource=status", "--type=merge", "-p", ip)
-    yield port
+    cluster.kubectl("patch", "pod", pod, "-n", namespace, "--subresource=status", "--type=merge", "-p", ip)
+
+
+@pytest.fixture
+def service(cluster: ApiServer, namespace: str, address: str) -> Iterator[None]:
+    """A Service `chat` whose pod is a server of this test."""
+    server = ThreadingHTTPServer((address, 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    make_service(cluster, namespace, {"name": "chat"}, 8080, (address, server.server_address[1]))
+    yield
     server.shutdown()
     server.server_close()
 
 
 def test_a_question_reaches_the_gateway_from_outside(
-    llmops: Run, cluster: ApiServer, namespace: str, service: int
+    llmops: Run, cluster: ApiServer, namespace: str, service: None
 ) -> None:
     code, _, err = llmops("ask", "chat", "Where?", "-n", namespace)
     assert code == 1
@@ -218,7 +235,7 @@ def test_a_question_reaches_the_gateway_from_outside(
 
 
 def test_a_forwarded_service_sees_a_host_of_its_own_and_no_credentials(
-    cluster: ApiServer, namespace: str, service: int
+    cluster: ApiServer, namespace: str, service: None
 ) -> None:
     with closing(Cluster(cluster.kubeconfig)) as near, near.forwarded(namespace, "chat", "8080") as url:
         said = httpx.get(f"{url}/api/x?path=a%2Fb", trust_env=False).json()
@@ -230,6 +247,45 @@ def test_lineage_says_where_it_looked_for_mlflow(llmops: Run) -> None:
     assert code == 1
     assert "app.kubernetes.io/component=mlflow" in err
     assert "MLFLOW_TRACKING_URI" in err
+
+
+@pytest.fixture
+def mlflow_out_of_reach(cluster: ApiServer, namespace: str, address: str) -> Iterator[str]:
+    """The namespace of a Service that looks like MLflow's, at a port that nothing listens at."""
+    labels = dict(pair.split("=") for pair in MLFLOW.split(","))
+    make_service(cluster, namespace, {"name": "mlflow", "labels": labels}, 5000, (address, 1))
+    yield namespace
+    cluster.kubectl("delete", "service", "mlflow", "-n", namespace)
+
+
+def test_an_mlflow_that_the_api_server_does_not_reach_is_told_from_one_that_refuses(
+    llmops: Run, mlflow_out_of_reach: str, tmp_path: Path
+) -> None:
+    (tmp_path / "leave.md").write_text("# Leave")
+    sources = [{"name": "hr", "uri": f"file://{tmp_path}/leave.md"}]
+    (tmp_path / "index.yaml").write_text(json.dumps({**INDEX, "spec": {**INDEX["spec"], "sources": sources}}))
+    for words in (("lineage", "model/m"), ("push", "index.yaml")):
+        code, out, err = llmops(*words)
+        assert (code, out) == (1, "")
+        assert "error trying to reach service" in err
+        assert "networkPolicy.mlflowFrom" in err
+
+
+def test_the_right_that_is_missing_to_find_or_reach_mlflow_is_named(
+    llmops: Run, cluster: ApiServer, mlflow_out_of_reach: str
+) -> None:
+    kubeconfig = str(cluster.kubeconfig_of("editor", "editor"))
+    code, _, err = llmops("lineage", "model/m", "--kubeconfig", kubeconfig)
+    assert code == 1
+    assert 'cannot list resource "services"' in err
+    assert "MLFLOW_TRACKING_URI" in err
+    cluster.kubectl("create", "clusterrole", "finder", "--verb=list", "--resource=services")
+    cluster.kubectl("create", "clusterrolebinding", "finder", "--clusterrole=finder", "--user=editor")
+    code, _, err = llmops("lineage", "model/m", "--kubeconfig", kubeconfig)
+    cluster.kubectl("delete", "clusterrole,clusterrolebinding", "finder")
+    assert code == 1
+    assert 'cannot get resource "services/proxy"' in err
+    assert f"get, create and update on services/proxy in namespace {mlflow_out_of_reach}" in err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from llmops_operator.backends.kubernetes.access import API, Cluster, ClusterError
 from llmops_operator.backends.recorded import Event
 from llmops_operator.cli.faults import CommandError
@@ -19,6 +21,8 @@ from llmops_operator.cli.places import Key, Object, Program
 
 POLL_SECONDS = 1.0
 """How often a command that watches looks again."""
+REACHED = httpx.Timeout(60.0)
+"""The API server gives a Service 30 s to take a connection, and says so when it does not."""
 MLFLOW = "app.kubernetes.io/part-of=llmops,app.kubernetes.io/component=mlflow"
 INSTALL = "install it (helm install llmops helm/llmops -n llmops-system --create-namespace), or write --home DIR for this machine"
 
@@ -75,7 +79,14 @@ class InCluster:
             yield url
             return
         with _said():
-            services = self._cluster.get("/api/v1/services", labelSelector=MLFLOW)["items"]
+            try:
+                services = self._cluster.get("/api/v1/services", labelSelector=MLFLOW)["items"]
+            except ClusterError as error:
+                if error.status != 403:
+                    raise
+                raise CommandError(
+                    f"{error}: that right is needed to find MLflow; without it, name MLflow by MLFLOW_TRACKING_URI"
+                ) from error
         if not services:
             raise CommandError(
                 f'there is no Service labelled {MLFLOW} in the cluster of context "{self.context}": '
@@ -84,7 +95,28 @@ class InCluster:
         service = services[0]
         metadata, port = service["metadata"], service["spec"]["ports"][0]["port"]
         with _said(), self._cluster.forwarded(metadata["namespace"], metadata["name"], str(port)) as near:
+            self._reach(near, metadata["namespace"])
             yield near
+
+    def _reach(self, mlflow: str, namespace: str) -> None:
+        """Raise `CommandError` when the API server answers in MLflow's place: clients take that for words of MLflow."""
+        repair = (
+            f"see whether it runs (kubectl get pods -n {namespace} -l {MLFLOW}); where NetworkPolicies are obeyed, let the API "
+            "server in by the chart's networkPolicy.mlflowFrom; or name another MLflow by MLFLOW_TRACKING_URI"
+        )
+        try:
+            answer = httpx.get(f"{mlflow}/health", timeout=REACHED, trust_env=False)
+        except httpx.HTTPError as error:
+            raise CommandError(
+                f"MLflow in namespace {namespace} does not answer ({type(error).__name__}): {repair}"
+            ) from error
+        if answer.status_code == 403:
+            repair = (
+                f"have the rights get, create and update on services/proxy in namespace {namespace} granted, "
+                "or name MLflow by MLFLOW_TRACKING_URI"
+            )
+        if not answer.is_success:
+            raise CommandError(f"MLflow cannot be reached: {self._cluster.refusal(answer)}: {repair}")
 
 
 class ApiReader:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import ssl
 import threading
@@ -93,7 +92,7 @@ class Cluster:
         with self._answers():
             response = self._http.get(path, params=parameters, headers=self._authorization())
         if response.status_code != 200:
-            raise self._refusal(response.status_code, response.content)
+            raise self.refusal(response)
         value: dict[str, Any] = response.json()
         return value
 
@@ -106,7 +105,8 @@ class Cluster:
             ) as response,
         ):
             if response.status_code != 200:
-                raise self._refusal(response.status_code, response.read())
+                response.read()
+                raise self.refusal(response)
             yield from response.iter_lines()
 
     @contextmanager
@@ -125,6 +125,14 @@ class Cluster:
             server.shutdown()
             server.server_close()
             client.close()
+
+    def refusal(self, response: httpx.Response) -> ClusterError:
+        """What an answer of the API server that is none says; it has been read."""
+        try:
+            message = str(response.json()["message"])
+        except (ValueError, KeyError, TypeError):
+            message = f"HTTP {response.status_code} {response.text[:200]}".rstrip()
+        return ClusterError(f'the cluster of context "{self.context}" says: {message}', response.status_code)
 
     def headers_to_service(self) -> dict[str, str]:
         """What the API server asks for, and the name by which the Service is called.
@@ -156,13 +164,6 @@ class Cluster:
                 f'the cluster of context "{self.context}" ({self.server}) does not answer ({error}): '
                 "try `kubectl version`, or name another with --context, or --home DIR for this machine"
             ) from error
-
-    def _refusal(self, status: int, body: bytes) -> ClusterError:
-        try:
-            message = str(json.loads(body)["message"])
-        except (ValueError, KeyError, TypeError):
-            message = f"HTTP {status} {body[:200].decode(errors='replace')}".rstrip()
-        return ClusterError(f'the cluster of context "{self.context}" says: {message}', status)
 
 
 class _Forwarder(ThreadingHTTPServer):
