@@ -64,7 +64,10 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     },
     "policies": {
         "networkPolicy": {
-            "mlflowFrom": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}],
+            "mlflowFrom": [
+                {"namespaceSelector": {"matchLabels": {"name": "ingress"}}},
+                {"ipBlock": {"cidr": "10.0.0.10/32"}},
+            ],
         }
     },
     "bare": {"crds": {"install": False}, "networkPolicy": {"enabled": False}, "rbac": {"aggregate": False}},
@@ -186,6 +189,14 @@ def test_the_operator_reaches_the_vector_store_and_may_read_its_key(helm: Helm, 
     assert secret is not None
     reads = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret.name], "verbs": ["get"]}
     assert reads in find(objects, "Role", "llmops-operator")["rules"]
+
+
+def test_who_is_named_reaches_mlflow_and_not_the_vector_store(helm: Helm) -> None:
+    objects = helm.template(CASES["policies"])
+    [rule] = find(objects, "NetworkPolicy", "llmops-mlflow")["spec"]["ingress"]
+    assert rule["from"][1:] == CASES["policies"]["networkPolicy"]["mlflowFrom"]
+    [rule] = find(objects, "NetworkPolicy", "llmops-qdrant")["spec"]["ingress"]
+    assert len(rule["from"]) == 1
 
 
 def test_the_operator_is_told_whether_to_make_policies(helm: Helm, tmp_path: Path) -> None:
