@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -124,6 +126,72 @@ def test_what_is_missing_is_said_before_anything_is_sent(push: Push, folder: Pat
     code, out, err = push(folder)
     assert (code, out) == (1, "")
     assert "all.yaml:5: spec.sources[0].uri: there is no" in err
+
+
+class Guarded(ThreadingHTTPServer):
+    """A server before MLflow that answers one value of the header Authorization, `wanted`."""
+
+    wanted = ""
+
+    def __init__(self, mlflow: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Guard)
+        self.mlflow = mlflow
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Guard(BaseHTTPRequestHandler):
+    server: Guarded
+
+    def _hand_on(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"] or 0))
+        if self.headers.get_all("authorization") == [self.server.wanted]:
+            answer = httpx.request(self.command, f"{self.server.mlflow}{self.path}", content=body, trust_env=False)
+            code, content = answer.status_code, answer.content
+        else:
+            code, content = 401, b"who are you?"
+        self.send_response(code)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    do_GET = do_PUT = _hand_on  # noqa: N815 - http.server's names
+
+
+@pytest.fixture
+def guarded(mlflow: str) -> Iterator[Guarded]:
+    with Guarded(mlflow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("variables", "header"),
+    [
+        ({"MLFLOW_TRACKING_TOKEN": "t0ken"}, "Bearer t0ken"),
+        ({"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "s:cret"}, "Basic YW5uOnM6Y3JldA=="),
+    ],
+)
+def test_an_mlflow_that_asks_who_comes_is_told(
+    push: Push,
+    guarded: Guarded,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    header: str,
+) -> None:
+    guarded.wanted = header
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", guarded.url)
+    code, out, err = push(folder)
+    assert (code, out) == (1, "")
+    assert "MLFLOW_TRACKING_TOKEN" in err
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = push(folder)
+    assert code == 0, err
 
 
 def test_an_mlflow_that_does_not_answer_is_named(push: Push, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ The paths are below `/api/2.0/mlflow-artifacts/artifacts/` of an MLflow server.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Self
 from urllib.parse import quote, unquote
@@ -104,3 +105,12 @@ def parse_artifact_uri(uri: str) -> tuple[str, str]:
     if match is None or not is_inside(name):
         raise ValueError(f"{uri!r} is not what `llmops push` prints: write {SCHEME}://<sha256>/<name>, or push again")
     return match["tree"], name
+
+
+def authorization(environment: Mapping[str, str]) -> dict[str, str]:
+    """The header that says who asks, by the variables that MLflow's own client reads; a password goes before a token, as there."""
+    user, password = environment.get("MLFLOW_TRACKING_USERNAME"), environment.get("MLFLOW_TRACKING_PASSWORD")
+    if user and password:
+        return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+    token = environment.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}

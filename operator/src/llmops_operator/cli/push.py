@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llmops_api.artifacts import (
     Tree,
     TreeFile,
     artifact_uri,
+    authorization,
     blob_folder,
     blob_path,
     sha256_of,
@@ -53,7 +55,7 @@ def push(
     if faults := [fault for document in documents for fault in check_data(document)]:
         raise Faults(faults)
     if any(True for document in documents for _ in _uris(document)):
-        with place().mlflow() as url, httpx.Client(timeout=TIMEOUT) as client:
+        with place().mlflow() as url, httpx.Client(timeout=TIMEOUT, headers=authorization(os.environ)) as client:
             stored = Uploads(client, url, warn)
             documents_out = [_replaced(document, stored) for document in documents]
             warn(stored.summary())
@@ -131,9 +133,13 @@ class Uploads:
             ) from error
         if response.status_code == 200 or (missing and response.status_code in (404, 500)):
             return response
+        repair = (
+            "set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, to what it takes"
+            if response.status_code in (401, 403)
+            else "it has to serve artifacts (mlflow server --serve-artifacts)"
+        )
         raise CommandError(
-            f"MLflow at {self._url} refused {method} {path} (HTTP {response.status_code} {response.text[:200].strip()}): "
-            "it has to serve artifacts (mlflow server --serve-artifacts)"
+            f"MLflow at {self._url} refused {method} {path} (HTTP {response.status_code} {response.text[:200].strip()}): {repair}"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
-from llmops_api.artifacts import SERVER_PATH, Tree, blob_path, parse_artifact_uri, tree_path
+from llmops_api.artifacts import SERVER_PATH, Tree, authorization, blob_path, parse_artifact_uri, tree_path
 from llmops_api.programs import Env
 from llmops_api.reasons import FailureReason
 from llmops_services.program import TryAgain, UserError, mlflow_away
@@ -37,7 +37,7 @@ def from_artifacts(uri: str) -> Path:
                 f"{uri}: set {Env.MLFLOW_TRACKING_URI} to the address of the MLflow server",
             )
         with httpx.Client(
-            base_url=server.rstrip("/") + SERVER_PATH, timeout=TIMEOUT, headers=_token(), auth=_password()
+            base_url=server.rstrip("/") + SERVER_PATH, timeout=TIMEOUT, headers=authorization(os.environ)
         ) as client:
             _fetch(uri, client, digest, name, folder)
 
@@ -94,13 +94,3 @@ def _download(uri: str, client: httpx.Client, path: str, digest: str, target: Pa
     raise TryAgain(
         FailureReason.DOWNLOAD_DAMAGED, f"{uri}: what arrives is not what was pushed; run `llmops push` again"
     )
-
-
-def _token() -> dict[str, str]:
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _password() -> httpx.BasicAuth | None:
-    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    return httpx.BasicAuth(user, password) if user and password else None

@@ -26,8 +26,10 @@ ANSWER_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 
 API = "/apis/llmops.dev/v1alpha1"
 HOP_BY_HOP = frozenset(
-    ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "host")
+    ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
 )
+REPLACED = frozenset(("host", "authorization"))
+"""By `headers_to_service`: what a client says to a Service about itself is not for the API server, which hands no Authorization on."""
 
 
 class ClusterError(Exception):
@@ -187,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Nobody reads it."""
 
     def _hand_on(self) -> None:
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP | REPLACED}
         headers |= self.server.cluster.headers_to_service()
         begun = False
         try:
