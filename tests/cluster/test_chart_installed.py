@@ -63,8 +63,9 @@ def api_key(server: ApiServer) -> str:
 
 
 ALLOWED = [
-    *((verb, f"{kind}.llmops.dev") for kind in KINDS for verb in ("list", "watch", "patch")),
+    *((verb, f"{kind}.llmops.dev") for kind in KINDS for verb in ("get", "list", "watch", "patch")),
     *(("patch", f"{kind}.llmops.dev:status") for kind in KINDS),
+    *(("update", f"{kind}.llmops.dev:finalizers") for kind in KINDS),
     *(
         (verb, what)
         for what in (
@@ -74,13 +75,15 @@ ALLOWED = [
             "networkpolicies.networking.k8s.io",
             "jobs.batch",
             "deployments.apps",
+            "rayjobs.ray.io",
         )
-        for verb in ("list", "watch", "create", "patch", "delete")
+        for verb in ("get", "list", "watch", "create", "patch", "delete")
     ),
     *((verb, "pods") for verb in ("list", "watch", "patch")),
     ("get", "pods:log"),
     ("create", "events.events.k8s.io"),
     ("patch", "events.events.k8s.io"),
+    ("list", "events"),
     ("create", "secrets/llmops-connection"),
     ("patch", "secrets/llmops-connection"),
 ]
@@ -89,15 +92,16 @@ FORBIDDEN = [
     ("get", "secrets/llmops-connection"),
     ("delete", "secrets/llmops-connection"),
     *(("create", f"pods:{part}") for part in ("exec", "attach", "portforward", "ephemeralcontainers")),
-    ("create", "pods"),
-    ("delete", "pods"),
+    *((verb, "pods") for verb in ("get", "create", "update", "delete")),
     ("create", "serviceaccounts"),
     ("create", "serviceaccounts:token"),
     *((verb, what) for verb in ("list", "create", "patch") for what in ("nodes", "namespaces")),
     *((verb, what) for verb in ("create", "patch") for what in ("clusterroles", "rolebindings", "daemonsets.apps")),
     ("patch", "customresourcedefinitions"),
     ("impersonate", "users"),
-    *((verb, f"{kind}.llmops.dev") for kind in KINDS for verb in ("create", "delete")),
+    *((verb, f"{kind}.llmops.dev") for kind in KINDS for verb in ("create", "update", "delete")),
+    *((verb, f"{kind}.llmops.dev:status") for kind in KINDS for verb in ("get", "update")),
+    *((verb, "events") for verb in ("create", "patch", "delete")),
     ("get", "leases.coordination.k8s.io"),
 ]
 
@@ -118,6 +122,8 @@ def test_the_operator_reads_one_secret_and_one_lease_of_its_own_namespace(server
     assert may(server, OPERATOR, "create", "leases.coordination.k8s.io", RELEASE)
     assert may(server, OPERATOR, "update", "leases.coordination.k8s.io/llmops-operator", RELEASE)
     assert not may(server, OPERATOR, "update", "leases.coordination.k8s.io/other", RELEASE)
+    for verb in ("patch", "delete"):
+        assert not may(server, OPERATOR, verb, "leases.coordination.k8s.io/llmops-operator", RELEASE)
 
 
 def test_the_operator_makes_the_connection_secret_by_apply_and_no_other(server: ApiServer, helm: Helm) -> None:
