@@ -184,9 +184,7 @@ def test_an_answer_is_traced_down_to_documents_data_models_and_manifests(platfor
 
 
 def test_what_the_handbook_uses_can_be_asked_the_other_way_round(platform: Platform) -> None:
-    uses = platform.llmops("lineage", "--uses", "dataset/hr")
-    assert "handbook" in uses
-    assert "handbook-chat" in uses
+    assert "handbook-chat" in platform.llmops("lineage", "--uses", "dataset/hr")
 
 
 def test_a_new_version_is_served_within_seconds_of_its_gate_without_a_restart(
