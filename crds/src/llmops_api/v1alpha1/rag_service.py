@@ -191,9 +191,11 @@ BY_INDEX: dict[str, object] = {"x-kubernetes-list-type": "atomic"}
 
 
 class RagServiceSpec(Model):
-    """What the service answers with, freely editable: a change is taken over without losing a request. `engine` and `compute` (what
-    each replica of it gets) are of no use with `model.endpoint`, where the engine runs elsewhere; `podTemplate` is of all pods, the
-    engine's and the gateway's.
+    """What the service answers with, freely editable. Another adapter, index, retrieval, prompt or number of replicas is taken over without
+    losing a request. Another base model, `engine` or `compute` starts the engines anew: in a cluster beside those that answer; on a laptop,
+    and where they have GPUs, in their place, so that a single replica does not answer meanwhile. `engine` and `compute` (what each replica
+    of it gets) are of no use with `model.endpoint`, where the engine runs elsewhere; `podTemplate` is of all pods, the engine's and the
+    gateway's.
     """
 
     model: ServedModel
