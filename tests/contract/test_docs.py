@@ -44,6 +44,15 @@ def test_each_reason_is_given_somewhere_and_says_what_it_means() -> None:
     assert [one for one in (*Reason, *FailureReason) if f"| `{one}` |" not in told] == []
 
 
+def test_troubleshooting_knows_each_condition_and_only_reasons_that_there_are() -> None:
+    page = (ROOT / "docs/install/troubleshooting.md").read_text()
+    table = page.split("## By condition")[1].split("## By what you see")[0]
+    conditions = {str(one.value) for kind in reference.CONDITIONS.values() for one in kind}
+    assert [one for one in sorted(conditions) if f"`{one}`" not in table] == []
+    named = set(re.findall(r"`([A-Z]\w+)`", table)) - {"True"} - conditions
+    assert named - {str(one.value) for one in (*Reason, *FailureReason)} == set()
+
+
 def test_the_dashboard_draws_metrics_that_the_operator_has() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     drawn = {
