@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,6 +23,21 @@ async def world() -> AsyncIterator[World]:
     yield world
     if world.plane:
         await world.die()
+
+
+@pytest.fixture
+def own_folder() -> Iterator[Path]:
+    """An empty folder of somebody who is not root, and who runs the test: permissions bite."""
+    with tempfile.TemporaryDirectory() as name:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(name, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 @pytest.fixture

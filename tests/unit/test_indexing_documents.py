@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from llmops_api.v1alpha1.embedding_index import IndexSource
 from llmops_services.indexing import documents as module
 from llmops_services.indexing.documents import Document, Kind, Rejects, list_files, read_documents
-from llmops_services.program import UserError
+from llmops_services.program import TryAgain, UserError
 
 
 def source(folder: Path, **rest: object) -> IndexSource:
@@ -73,15 +75,72 @@ def test_what_is_no_document_is_rejected_with_its_reason_and_stops_nothing(tmp_p
         {"a.md": "fine", "b.md": b"one\ntwo \xff", "c.md": " \n", "d.txt": "a\0b", "e.jsonl": "", "z.md": "fine"},
     )
     (tmp_path / "f.md").symlink_to(tmp_path / "gone.md")
+    (tmp_path / "g.jsonl").symlink_to(tmp_path / "g.jsonl")
     found, rejects = read(source(tmp_path))
     assert [document.path for document in found] == ["a.md", "z.md"]
-    assert rejects.count == 5
+    assert rejects.count == 6
     reasons = {one.path: one.reason for one in rejects.first}
     assert "not UTF-8 (line 2: byte 0xff)" in reasons["hr/b.md"]
     assert "empty" in reasons["hr/c.md"]
     assert "NUL" in reasons["hr/d.txt"]
     assert "empty" in reasons["hr/e.jsonl"]
     assert "No such file" in reasons["hr/f.md"]
+    assert "Too many levels of symbolic links" in reasons["hr/g.jsonl"]
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error_unless_it_is_excluded(own_folder: Path) -> None:
+    write(own_folder, {"a.md": "a", "b/c/d.md": "d", "lost+found/e.md": "e"})
+    (own_folder / "b/c").chmod(0)
+    (own_folder / "lost+found").chmod(0)  # what the root of many a volume has
+    with pytest.raises(UserError) as caught:
+        list_files([source(own_folder)])
+    assert str(caught.value) == (
+        f"source hr: {own_folder}/b/c cannot be read (Permission denied): allow it, or add b/c/** to exclude; "
+        "what is indexed already was kept"
+    )
+    assert caught.value.reason == "FileUnreadable"
+    assert [file.path for file in list_files([source(own_folder, exclude=("b/c/**",))])] == ["a.md"]
+    (own_folder / "b/c").chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_listed_now_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"a.md": "a", "b/c.md": "c"})
+    scandir = os.scandir
+
+    def broken(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("/b"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(TryAgain, match=f"source hr: {tmp_path}/b cannot be read .*whether the disk or server"):
+        list_files([source(tmp_path)])
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_is_an_error(own_folder: Path) -> None:
+    write(own_folder, {"a.md": "a", "b/c.md": "c"})
+    (own_folder / "b").chmod(0o400)
+    with pytest.raises(UserError, match=f"source hr: {own_folder}/b/c.md cannot be read .* or add b/c.md to exclude"):
+        list_files([source(own_folder)])
+    with pytest.raises(UserError, match=r"source hr: .* may not be read, because a folder above it"):
+        list_files([source(own_folder / "b" / "c.md")])
+    (own_folder / "b").chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["b.md", "b.jsonl"])
+def test_a_file_that_may_not_be_read_is_an_error(own_folder: Path, name: str) -> None:
+    write(own_folder, {"a.md": "a", name: '{"text": "b"}'})
+    (own_folder / name).chmod(0)
+    with pytest.raises(UserError, match=f"source hr: {own_folder}/{name} cannot be read .* or add {name} to exclude"):
+        read(source(own_folder))
+
+
+@pytest.mark.parametrize("name", ["b.md", "b.jsonl"])
+def test_a_file_that_cannot_be_read_now_is_tried_again(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {"a.md": "a"})
+    (tmp_path / name).symlink_to("/proc/self/mem")  # to read its first byte is EIO
+    with pytest.raises(TryAgain, match=f"source hr: {tmp_path}/{name} cannot be read .*Input/output error"):
+        read(source(tmp_path))
 
 
 def test_a_name_that_is_not_unicode_is_rejected(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -14,8 +15,9 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import IndexSource, RejectedDocument
-from llmops_services.program import UserError
+from llmops_services.program import TryAgain, UserError
 from llmops_services.uris import local_path
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 32 * 2**20
 """A larger document (a file, or a line of a JSONL file) is rejected: it would have to be held in memory as a whole."""
 _METADATA_DEPTH = 8
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""How it ends to follow a link that leads nowhere."""
 _DOCUMENTS = uuid.UUID("6f1d1a52-6f5c-5d0b-9a63-0b6b7f9d8a11")
 
 
@@ -75,7 +79,11 @@ class Document:
 
 
 def list_files(sources: Sequence[IndexSource]) -> list[SourceFile]:
-    """All files that the sources include, in an order that stays. Raises `UserError` for a source that is not there."""
+    """All files that the sources include, in an order that stays.
+
+    Raises `UserError` for a source that is not there, and `UserError` or `TryAgain` for a folder that cannot be listed: what is in
+    it would be taken for deleted.
+    """
     found: list[SourceFile] = []
     for source in sources:
         try:
@@ -86,20 +94,46 @@ def list_files(sources: Sequence[IndexSource]) -> list[SourceFile]:
             found.append(SourceFile(source, root, root.name, root.stat().st_size))
             continue
         include, exclude = _globs(source.include), _globs(source.exclude)
-        for path in sorted(_walk(root)):
-            if include.fullmatch(path) and not exclude.fullmatch(path):
-                file = root / path
-                found.append(SourceFile(source, file, path, file.stat().st_size if file.exists() else 0))
+        found.extend(
+            SourceFile(source, root / path, path, _size(source, root / path, path))
+            for path in sorted(_walk(source, root, exclude))
+            if include.fullmatch(path) and not exclude.fullmatch(path)
+        )
     return found
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Paths of files below `root`. What begins with a dot is somebody's workshop (.git, .ipynb_checkpoints), not a document."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def _walk(source: IndexSource, root: Path, exclude: re.Pattern[str]) -> Iterator[str]:
+    """Paths of files below `root`. What begins with a dot is somebody's workshop (.git, .ipynb_checkpoints), not a document, and
+    lost+found is the file system's, which nobody else may list.
+    """
+
+    def refuse(error: OSError) -> None:
+        folder = Path(error.filename).relative_to(root).as_posix()
+        if not exclude.fullmatch(f"{folder}/"):
+            raise _unreadable(source, root / folder, f"{folder}/**", error) from error
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "lost+found"]
         for name in files:
             if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _size(source: IndexSource, file: Path, path: str) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise _unreadable(source, file, path, error) from error
+        return 0  # it is rejected when it is read
+
+
+def _unreadable(source: IndexSource, place: Path, glob: str, error: OSError) -> UserError | TryAgain:
+    """What is there and cannot be read says nothing about its documents: the sync fails, and none of them is deleted."""
+    denied = isinstance(error, PermissionError)
+    do = f"allow it, or add {glob} to exclude" if denied else "see whether the disk or server that it lies on works"
+    message = f"source {source.name}: {place} cannot be read ({error.strerror}): {do}; what is indexed already was kept"
+    return (UserError if denied else TryAgain)(FailureReason.FILE_UNREADABLE, message)
 
 
 def _globs(patterns: Sequence[str]) -> re.Pattern[str]:
@@ -141,7 +175,8 @@ class Rejects:
 def read_documents(files: Sequence[SourceFile], rejects: Rejects) -> Iterator[tuple[Document | None, int]]:
     """Read the documents one after the other, each with the number of bytes that were read since the one before.
 
-    None stands for a file (or line) that held no document and went to `rejects`; it stops nothing else.
+    None stands for a file (or line) that held no document and went to `rejects`; it stops nothing else. Raises `UserError` or
+    `TryAgain` for a file that is there and cannot be read.
     """
     for file in files:
         if file.path.endswith(".jsonl"):
@@ -150,7 +185,7 @@ def read_documents(files: Sequence[SourceFile], rejects: Rejects) -> Iterator[tu
         name = f"{file.source.name}/{file.path}"
         try:
             _check_encodable(file.path, "has a name that")
-            raw = _read(file.file)
+            raw = _read(file)
             document = Document(
                 source=file.source,
                 path=file.path,
@@ -171,15 +206,22 @@ class _NoDocument(Exception):
     """Why something that was found is not a document."""
 
 
-def _read(path: Path) -> bytes:
+def _read(file: SourceFile) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        with file.file.open("rb") as opened:
+            raw = opened.read(MAX_BYTES + 1)
     except OSError as error:
-        raise _NoDocument(f"cannot be read ({error.strerror}); allow it, or exclude it") from error
+        raise _NoDocument(_not_there(file, error)) from error
     if len(raw) > MAX_BYTES:
         raise _NoDocument(f"is larger than {MAX_BYTES >> 20} MiB; split it, or exclude it")
     return raw
+
+
+def _not_there(file: SourceFile, error: OSError) -> str:
+    """Why a file is rejected that was listed and is not there: a link that leads nowhere. Raises `_unreadable` for one that is."""
+    if error.errno not in _NOT_THERE:
+        raise _unreadable(file.source, file.file, file.path, error) from error
+    return f"is not there ({error.strerror}); correct the link, or exclude it"
 
 
 def _check_encodable(text: str, what: str) -> None:
@@ -230,8 +272,9 @@ def _records(file: SourceFile, rejects: Rejects) -> Iterator[tuple[Document | No
                     rejects.add(name, f"line {number} {error}")
                     yield None, len(raw)
     except OSError as error:
-        rejects.add(name, f"cannot be read ({error.strerror}); allow it, or exclude it")
+        rejects.add(name, _not_there(file, error))
         yield None, file.size
+        return
     if number == 0:
         rejects.add(name, "is empty; write something into it, or exclude it")
         yield None, 0

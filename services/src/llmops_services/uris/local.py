@@ -22,7 +22,14 @@ CLAIMS = Path("/mnt/pvc")
 
 def readable(uri: str, path: Path) -> Path:
     """A path that can be read; a GGUF file is converted."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except PermissionError as error:
+        raise UserError(
+            FailureReason.FILE_UNREADABLE,
+            f"{uri}: {path} may not be read, because a folder above it may not be entered; allow it (chmod +x)",
+        ) from error
+    if not there:
         raise UserError(
             FailureReason.FILE_MISSING, f"{uri}: there is no {path}; correct the path, or put the file there"
         )
