@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from index_program import Index, counts, prose, questions, start
+from index_program import Index, counts, payloads, prose, questions, start
 
 from llmops_api.programs import Env, ExitCode, Failure, IndexingResult
 from llmops_services import vectors
-from llmops_services.program import UserError
+from llmops_services.program import TryAgain, UserError
 from llmops_services.vectors import resolve_alias
 from llmops_services.vectorstore.process import StoreProcess
 
@@ -123,9 +123,46 @@ def test_a_bad_document_stops_only_itself_and_none_at_all_stops_the_sync(index: 
     with pytest.raises(UserError, match=r"all 1 documents .* were rejected: hr/b.md is not UTF-8"):
         index.sync()
     index.write(b=None)
-    with pytest.raises(UserError, match=r"no file of the sources is included: hr \(file://.*include \*\*/\*.md"):
+    with pytest.raises(UserError, match=r"no file any more: hr \(file://.*include \*\*/\*.md"):
         index.sync()
     assert index.texts().keys() == {"a.md"}  # an empty folder is more likely a mistake than a wish
+
+
+def test_an_index_that_never_had_a_document_says_where_it_looked(index: Index) -> None:
+    with pytest.raises(UserError, match=r"no file of the sources is included: hr \(file://.*include \*\*/\*.md"):
+        index.sync()
+
+
+def test_a_source_that_had_documents_and_has_no_file_is_refused_until_it_is_taken_out(index: Index) -> None:
+    index.write(a=prose(1))
+    mount = index.documents.with_name("mount")
+    mount.mkdir()
+    it, new = ({"name": name, "uri": f"file://{mount}"} for name in ("it", "new"))
+    (mount / "b.md").write_text(prose(2))
+    index.sync(sources=[*index.spec["sources"], it])
+    (mount / "b.md").unlink()
+    kept = "these sources have no file any more: it .*what is indexed already was kept.*take them out of spec.sources"
+    with pytest.raises(UserError, match=kept):
+        index.sync()
+    with pytest.raises(UserError, match=kept):  # a version of its own would lack them just so
+        index.sync(chunking={"maxTokens": 48, "overlapTokens": 8})
+    assert index.texts().keys() == {"a.md", "b.md"}
+    index.sync(sources=[index.spec["sources"][0], new])
+    assert index.texts().keys() == {"a.md"}
+
+
+@pytest.mark.parametrize("name", ["b.md", "b.jsonl"])
+def test_a_document_that_cannot_be_read_now_stays_as_it_is_indexed(index: Index, name: str) -> None:
+    index.write(a=prose(1))
+    file = index.documents / name
+    file.write_text('{"text": "leave", "id": 1}\n{"text": "budget", "id": 2}\n')
+    index.sync()
+    before = index.points()
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # to read its first byte is EIO
+    with pytest.raises(TryAgain, match=f"source hr: .*{name} cannot be read .*what is indexed already was kept"):
+        index.sync()
+    assert payloads(index.points()) == payloads(before)
 
 
 def test_chunks_that_are_longer_than_the_model_reads_are_the_users_mistake(

@@ -276,7 +276,7 @@ class FailureReason(StrEnum):
 
     # Indexing
     NO_DOCUMENTS = "NoDocuments"
-    """The sources hold no document that can be taken."""
+    """The sources hold no document that can be taken, or one of them that had some has no file any more."""
     CHUNKS_TOO_LONG = "ChunksTooLong"
     """`chunking.maxTokens` is more than the embedding model reads."""
     CHUNKS_TOO_SHORT = "ChunksTooShort"

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient
 
 from llmops_api.programs import IndexingConfig, IndexingResult
 from llmops_api.reasons import FailureReason
-from llmops_api.v1alpha1.embedding_index import IndexVersion, RetrievalScores
+from llmops_api.v1alpha1.embedding_index import IndexSource, IndexVersion, RetrievalScores
 from llmops_api.v1alpha1.meta import Progress
 from llmops_services.allocation import keep_freed_memory
 from llmops_services.embedding import Embedder, Tokens, Vectors, model_digest, model_path
@@ -85,6 +85,7 @@ class Indexing:
         )
         owner = config.object
         self._versions = Versions(client, owner)
+        self._refuse_emptied()
         metadata_keys = {key for source in spec.sources for key in source.metadata if _PLAIN_KEY.fullmatch(key)}
         self._collection = Collection(
             client,
@@ -153,9 +154,20 @@ class Indexing:
             )
         return sync
 
+    def _refuse_emptied(self) -> None:
+        """A source that is served and has no file any more: rather a mount that is gone than a wish."""
+        filled = {file.source.name for file in self._files}
+        emptied = [one for one in self._spec.sources if one.name not in filled and self._versions.serves(one.name)]
+        if emptied:
+            raise UserError(
+                FailureReason.NO_DOCUMENTS,
+                f"these sources have no file any more: {_listed(emptied)}; what is indexed already was kept: see whether their "
+                "folders are mounted, correct uri, include or exclude, or, if that is meant, take them out of spec.sources",
+            )
+
     def _no_documents(self) -> str:
-        where = ", ".join(f"{s.name} ({s.uri}, include {', '.join(s.include)})" for s in self._spec.sources)
         if not self._files:
+            where = _listed(self._spec.sources)
             return f"no file of the sources is included: {where}; correct uri or include, or put documents there"
         first = "; ".join(f"{one.path} {one.reason}" for one in self._rejects.first[:3])
         return f"all {self._rejects.count} documents of the sources were rejected: {first}; what is indexed already was kept"
@@ -215,6 +227,10 @@ class Indexing:
         served = self._versions.served()
         metadata = self._versions.metadata(served) if served else None
         return version(served, metadata) if served and metadata else None
+
+
+def _listed(sources: Iterable[IndexSource]) -> str:
+    return ", ".join(f"{one.name} ({one.uri}, include {', '.join(one.include)})" for one in sources)
 
 
 def cpu_count(quantity: str | None) -> float:

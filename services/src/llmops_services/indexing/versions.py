@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from llmops_api.names import index_alias, is_version_of
@@ -27,6 +27,12 @@ class Versions:
     def served(self) -> str | None:
         """The collection that the alias points at."""
         return alias_target(patiently(self._client.get_aliases), self.alias)
+
+    def serves(self, source: str) -> bool:
+        """Whether a document of a source is in the collection that is served."""
+        served = self.served()
+        of_source = models.Filter(must=[models.FieldCondition(key="source", match=models.MatchValue(value=source))])
+        return served is not None and patiently(lambda: self._client.count(served, count_filter=of_source)).count > 0
 
     def serve(self, collection: str) -> None:
         """Point the alias at a collection, unless it does already."""
