@@ -209,6 +209,13 @@ LINES = {
         1,
         "messages[1] is a system",
     ),
+    "brackets within brackets": ("[" * 100_000, 1, "this is nested too deeply: write one flat JSON object a line"),
+    "a number of thousands of digits": ("1" * 10_000, 1, "this is not JSON (Exceeds the limit"),
+    "half a character": (
+        '{"messages": [{"role": "system", "content": "\\ud800"}, {"role": "assistant", "content": "x"}]}\n',
+        1,
+        "messages[0].content is not Unicode text ('\\ud800' is half a character): correct it",
+    ),
     "a list": ("[]\n", 1, "this is not a JSON object"),
     "prompts where messages belong": ('{"prompt": "a", "completion": "b"}\n', 1, "messages is missing"),
 }
@@ -248,10 +255,20 @@ def test_questions_have_to_name_what_answers_them(folder: Path, capsys: pytest.C
         '{"question": "A?", "documents": [{"path": "hr/leave.md"}]}\n'
         '{"question": "B?", "answerable": false}\n'
         '{"question": "C?"}\n'
+        '{"question": "\\ud800?", "documents": [{"path": "hr/leave.md"}]}\n'
     )
     text = INDEX + "  evaluation:\n    questions: {uri: file://./questions.jsonl}\n"
-    (found,) = errors(folder, text, capsys)
-    assert found.startswith("questions.jsonl:3: documents is missing")
+    missing, half = errors(folder, text, capsys)
+    assert missing.startswith("questions.jsonl:3: documents is missing")
+    assert half.startswith("questions.jsonl:4: question is not Unicode text")
+
+
+def test_half_a_character_in_a_pair_is_pointed_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "\\udfff"}\n')
+    text = JOB.replace("train: {uri:", "format: PromptCompletion\n    train: {uri:")
+    assert errors(folder, text, capsys) == [
+        "train.jsonl:1: completion is not Unicode text ('\\udfff' is half a character): correct it"
+    ]
 
 
 @pytest.mark.parametrize(

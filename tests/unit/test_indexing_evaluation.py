@@ -62,6 +62,9 @@ def test_unanswerable_questions_are_left_out(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ("1" * 10_000, "line 2 is not JSON"),
+        ('{"question": "\\ud800", "documents": [{"path": "hr/a.md"}]}', "line 2 holds what is not Unicode text"),
         ('{"documents": []}', "line 2 has no question"),
         ('{"question": "a?"}', "line 2 does not say which documents"),
         ('{"question": "a?", "documents": [{"section": "A"}]}', "line 2 does not say which documents"),
@@ -72,6 +75,12 @@ def test_a_bad_question_names_file_and_line(tmp_path: Path, line: str, message: 
     file.write_text('{"question": "a?", "documents": [{"path": "hr/a.md"}]}\n' + line)
     with pytest.raises(UserError, match=f"questions.jsonl, {message}"):
         load_questions(f"file://{file}")
+
+
+def test_only_a_line_feed_ends_a_question(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "a\u2028b?", "documents": [{"path": "hr/a.md"}]}\r\n', "utf-8")
+    assert load_questions(f"file://{file}").questions == (Question("a\u2028b?", ("hr/a.md",)),)
 
 
 def test_a_file_without_an_answerable_question_measures_nothing(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ def _messages(*pairs: tuple[str, str]) -> str:
         (_messages(("user", "Hi"), ("user", "Hi?")).encode(), 3, "no message of the assistant"),
         (_messages(("assistant", "Hi"), ("user", "Hi?")).encode(), 3, "the last is not the assistant's"),
         (_messages(("user", "Hi"), ("system", "Be"), ("assistant", "Hm")).encode(), 3, "message 2: a system message that"),
+        (b"[" * 100_000, 3, "nested too deeply; write one flat JSON object a line"),
+        (b"1" * 10_000, 3, "not JSON (Exceeds the limit"),
+        (_messages(("user", "Hi"), ("assistant", "H\ud800")).encode(), 3, "\"content\" is not Unicode text ('\\ud800' is half"),
         ("Grüße".encode("latin-1"), 3, "not UTF-8 (byte 3 of the line)"),
     ],
 )  # fmt: skip
@@ -73,6 +76,13 @@ def test_a_pair_without_completion_says_what_to_write(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=re.escape('line 1: no "completion"; write {"prompt"')):
+        read_examples(path, DataFormat.PROMPT_COMPLETION)
+
+
+def test_half_a_character_in_a_pair_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "2+2?", "completion": "\\ud800"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match='line 1: "completion" is not Unicode text'):
         read_examples(path, DataFormat.PROMPT_COMPLETION)
 
 

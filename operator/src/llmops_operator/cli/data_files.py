@@ -124,6 +124,8 @@ def _line(data: bytes, check: Check) -> str | None:
         return "this is not UTF-8 text: save the file as UTF-8"
     except json.JSONDecodeError as error:
         return f"this is not JSON ({error.msg}, column {error.colno}): write one JSON object a line"
+    except ValueError as error:  # a number of thousands of digits
+        return f"this is not JSON ({error}): write one JSON object a line"
     except RecursionError:
         return "this is nested too deeply: write one flat JSON object a line"
     return check(value) if isinstance(value, dict) else 'this is not a JSON object: begin the line with "{"'
@@ -131,6 +133,14 @@ def _line(data: bytes, check: Check) -> str | None:
 
 def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _not_unicode(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        return f"is not Unicode text ({error.object[error.start]!r} is half a character): correct it"
+    return None
 
 
 def _messages(line: dict[str, Any]) -> str | None:
@@ -152,6 +162,8 @@ def _messages(line: dict[str, Any]) -> str | None:
                 return f"{field}.content is missing: write what the model is told"
         elif not _text(message.get("content")):
             return f"{field}.content is missing or empty: write what the {message['role']} says"
+        if fault := _not_unicode(message["content"]):
+            return f"{field}.content {fault}"
     if messages[-1]["role"] != "assistant":
         return "the last message is not the assistant's, so there is no answer to learn: add it"
     return None
@@ -161,12 +173,16 @@ def _prompt_completion(line: dict[str, Any]) -> str | None:
     for field in ("prompt", "completion"):
         if not _text(line.get(field)):
             return f'{field} is missing or empty: write {{"prompt": "…", "completion": "…"}}'
+        if fault := _not_unicode(line[field]):
+            return f"{field} {fault}"
     return None
 
 
 def _question(line: dict[str, Any]) -> str | None:
     if not _text(line.get("question")):
         return "question is missing or empty: write the question as a person would ask it"
+    if fault := _not_unicode(line["question"]):
+        return f"question {fault}"
     if line.get("answerable") is False:
         return None
     documents = line.get("documents", [])

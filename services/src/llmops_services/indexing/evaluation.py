@@ -51,7 +51,9 @@ def load_questions(uri: str) -> Questions:
     path = local_path(uri)
     try:
         raw = path.read_bytes()
-        lines = raw.decode("utf-8-sig").splitlines()
+        lines = raw.decode("utf-8-sig").split(
+            "\n"
+        )  # splitlines() cuts at characters that may stand within a JSON string
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             FailureReason.QUESTIONS_UNREADABLE,
@@ -75,10 +77,17 @@ def _question(path: Path, number: int, line: str) -> Question | None:
     form = '{"question": "…", "documents": [{"path": "hr/leave.md"}]}'
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(FailureReason.QUESTIONS_INVALID, f"{where} is not JSON ({error}); write {form}") from error
     if not isinstance(record, dict) or not isinstance(record.get("question"), str) or not record["question"].strip():
         raise UserError(FailureReason.QUESTIONS_INVALID, f"{where} has no question; write {form}")
+    try:
+        record["question"].encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise UserError(
+            FailureReason.QUESTIONS_INVALID,
+            f"{where} holds what is not Unicode text ({error.object[error.start]!r} is half a character); correct it",
+        ) from error
     if record.get("answerable") is False:
         return None
     entries = record.get("documents")

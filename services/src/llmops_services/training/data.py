@@ -70,6 +70,10 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
                 raise _fault(
                     path, number, f"not JSON ({error.msg}, column {error.colno}); write one whole JSON object a line"
                 ) from error
+            except ValueError as error:  # a number of thousands of digits
+                raise _fault(path, number, f"not JSON ({error}); write one whole JSON object a line") from error
+            except RecursionError as error:
+                raise _fault(path, number, "nested too deeply; write one flat JSON object a line") from error
 
 
 def _conversation(record: Any, shape: DataFormat, path: Path, line: int) -> tuple[dict[str, str], ...]:
@@ -126,6 +130,14 @@ def _text(
         raise _fault(path, line, f'{where}"{key}" is not a string; write text in quotes')
     if not record[key].strip() and not may_be_empty:
         raise _fault(path, line, f'{where}"{key}" is empty; write its text, or remove the line')
+    try:
+        record[key].encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise _fault(
+            path,
+            line,
+            f'{where}"{key}" is not Unicode text ({error.object[error.start]!r} is half a character); correct it',
+        ) from error
 
 
 def _with_system(messages: tuple[dict[str, str], ...], system_prompt: str | None) -> tuple[dict[str, str], ...]:
