@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmops_operator.cli.app import execute
+from llmops_operator.cli.data_files import check_data
+from llmops_operator.cli.manifests import read_manifests, with_absolute_files
 
 JOB = """\
 apiVersion: llmops.dev/v1alpha1
@@ -243,6 +245,20 @@ def test_an_empty_data_file_is_the_fault_of_the_line_that_names_it(
     (found,) = errors(folder, JOB, capsys)
     assert found.startswith("manifest.yaml:8: spec.data.train.uri: ")
     assert "is empty" in found
+
+
+@pytest.mark.parametrize("uri", ["file://./data", "file://./data/leave.md"])
+def test_what_may_not_be_read_is_the_fault_of_the_line_that_names_it(own_folder: Path, uri: str) -> None:
+    data = own_folder / "data"
+    data.mkdir()
+    (data / "leave.md").write_text("# Leave\n")
+    data.chmod(0o400)  # it may be listed, but not entered
+    (own_folder / "index.yaml").write_text(INDEX.replace("file://./documents", uri))
+    (document,) = read_manifests([str(own_folder / "index.yaml")])
+    (fault,) = check_data(with_absolute_files(document))
+    assert str(fault) == (
+        f"{own_folder}/index.yaml:7: spec.sources[0].uri: {data}/leave.md cannot be read: Permission denied"
+    )
 
 
 def test_a_file_full_of_mistakes_is_not_read_to_its_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,14 +53,17 @@ def _at(document: Document, spec: Any, loc: Loc, check: Check | None) -> Iterato
             return
     where: Loc = ("spec", *loc)
     path = _local(uri)
-    if isinstance(path, str):
-        yield document.fault(where, path)
-    elif path is not None and not path.exists():
-        yield document.fault(where, f"there is no {path}: put it there, or write the path of one that is")
-    elif path is not None and loc[0] == "sources":
-        yield from _documents(document, where, path, spec["sources"][loc[1]])
-    elif path is not None and check is not None:
-        yield from islice(_lines(document, where, path, check), FAULTS_PER_FILE)
+    try:
+        if isinstance(path, str):
+            yield document.fault(where, path)
+        elif path is not None and not path.exists():
+            yield document.fault(where, f"there is no {path}: put it there, or write the path of one that is")
+        elif path is not None and loc[0] == "sources":
+            yield from _documents(document, where, path, spec["sources"][loc[1]])
+        elif path is not None and check is not None:
+            yield from islice(_lines(document, where, path, check), FAULTS_PER_FILE)
+    except OSError as error:
+        yield document.fault(where, f"{error.filename or path} cannot be read: {error.strerror}")
 
 
 def _local(uri: str) -> Path | str | None:
@@ -79,7 +82,7 @@ def _local(uri: str) -> Path | str | None:
 
 
 def _documents(document: Document, where: Loc, path: Path, source: dict[str, Any]) -> Iterator[Fault]:
-    """An index without documents answers nothing; which ones a sync leaves out, and why, the object's status says."""
+    """An index without documents answers nothing; which ones a sync leaves out, and why, its status says. Raises `OSError`."""
     if path.is_file():
         return
     include = source.get("include", ("**/*.md", "**/*.txt", "**/*.jsonl"))
@@ -97,22 +100,18 @@ def _documents(document: Document, where: Loc, path: Path, source: dict[str, Any
 
 
 def _lines(document: Document, where: Loc, path: Path, check: Check) -> Iterator[Fault]:
-    """Faults name the data file's own line; an empty file is the manifest's fault."""
+    """Faults name the data file's own line; an empty file is the manifest's fault. Raises `OSError`."""
     if path.is_dir():
         yield document.fault(where, f"{path} is a folder: write the path of a JSONL file")
         return
     empty = True
-    try:
-        with path.open("rb") as file:
-            for number, data in enumerate(file, start=1):
-                if not data.strip():
-                    continue
-                empty = False
-                if message := _line(data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data, check):
-                    yield Fault(str(path), number, "", message)
-    except OSError as error:
-        yield document.fault(where, f"{path} cannot be read: {error.strerror}")
-        return
+    with path.open("rb") as file:
+        for number, data in enumerate(file, start=1):
+            if not data.strip():
+                continue
+            empty = False
+            if message := _line(data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data, check):
+                yield Fault(str(path), number, "", message)
     if empty:
         yield document.fault(where, f"{path} is empty: write one JSON object a line into it")
 
