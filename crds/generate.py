@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from llmops_api.v1alpha1 import GROUP, KINDS, VERSION
-from llmops_api.v1alpha1.meta import Source
+from llmops_api.v1alpha1.meta import Name, Source
 from llmops_api.v1alpha1.training_job import IMMUTABLE, TrainingJobSpec, immutable_message
 from printing import NAMES
 
@@ -165,6 +165,20 @@ def structural(node: Mapping[str, Any], defs: Mapping[str, Any], inside: tuple[s
     return result
 
 
+def _named() -> dict[str, Any]:
+    """The rule that a name is `Name`, as the models say: of metadata a CRD can say that only here. A name never changes, so an
+    object that has a worse one already can still be edited, and go.
+    """
+    limits = TypeAdapter(Name).json_schema()
+    name, longest = "self.metadata.name", limits["maxLength"]
+    return {
+        "rule": f"oldSelf.hasValue() || (size({name}) <= {longest} && {name}.matches('{limits['pattern']}'))",
+        "message": f"metadata.name is at most {longest} small letters, digits and -, beginning and ending with a letter or digit: "
+        "write a shorter name, without dots",
+        "optionalOldSelf": True,
+    }
+
+
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """The structural schema of a kind."""
     root = model.model_json_schema(by_alias=True, schema_generator=_JsonSchema, mode="validation")
@@ -173,7 +187,7 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     properties["apiVersion"] = properties["kind"] = {"type": "string"}
     properties["metadata"] = {"type": "object"}
     del properties["status"]["default"]
-    return {**result, "required": ["spec"]}
+    return {**result, "required": ["spec"], "x-kubernetes-validations": [_named()]}
 
 
 def crd(kind: str) -> dict[str, Any]:

@@ -163,6 +163,10 @@ INVALID: list[tuple[str, str, Spec, str]] = [
     ("RagService", "a url that is none", {"model": {"endpoint": {"urls": ["engine:8000"], "name": "m"}}}, "urls"),
 ]  # fmt: skip
 
+VALID_NAMES = ["x", "0", "7b-chat", "a-0", "a--b", "a" * 63, "-".join("a" * 32)]
+INVALID_NAMES = ["my.job", "a.b", "a" * 64, "a" * 100, "0" * 253]
+"""These would be names of other objects."""
+
 EDITS: list[tuple[str, Spec, str | None]] = [
     ("suspend", {"suspend": True}, None),
     ("nothing", {}, None),

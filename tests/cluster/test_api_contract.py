@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from api_cases import BASE, EDITS, INVALID, VALID, Spec, edited
+from api_cases import BASE, EDITS, INVALID, INVALID_NAMES, VALID, VALID_NAMES, Spec, edited
 from documented import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from waiting import wait_until
 
 import generate
 from harness.api_server import ApiServer
@@ -36,9 +37,9 @@ class Api:
     def path(self, kind: str) -> str:
         return f"/apis/llmops.dev/v1alpha1/namespaces/default/{generate.NAMES[kind].plural}"
 
-    def refusal(self, kind: str, spec: Any) -> str | None:
+    def refusal(self, kind: str, spec: Any, name: str = "x") -> str | None:
         answer = self.http.post(
-            self.path(kind), params={"dryRun": "All", "fieldValidation": "Strict"}, json=manifest(kind, spec)
+            self.path(kind), params={"dryRun": "All", "fieldValidation": "Strict"}, json=manifest(kind, spec, name)
         )
         return None if answer.is_success else str(answer.json()["message"])
 
@@ -82,9 +83,52 @@ def test_an_invalid_spec_is_refused_with_what_to_write(
     assert says in refusal
 
 
-@pytest.mark.parametrize("kind", ["TrainingJob", "EmbeddingIndex"])
-def test_a_file_of_a_laptop_is_refused_with_the_name_of_the_command(api: Api, kind: str) -> None:
-    refusal = api.refusal(kind, BASE[kind])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_that_the_models_take_is_taken_and_another_is_refused_with_what_to_write(api: Api, kind: str) -> None:
+    for name in VALID_NAMES:
+        assert api.refusal(kind, clustered(BASE[kind]), name) is None
+    for name in INVALID_NAMES:
+        refusal = api.refusal(kind, clustered(BASE[kind]), name)
+        assert refusal is not None, name
+        assert "metadata.name is at most 63 small letters" in refusal
+
+
+def test_an_object_that_has_a_bad_name_already_can_be_edited_and_goes(api: Api, api_server: ApiServer) -> None:
+    kind, spec, patch = "RagService", BASE["RagService"], {"content-type": "application/merge-patch+json"}
+    old = manifest(kind, spec, "an.old.one")
+    old["metadata"]["finalizers"] = ["example.com/held"]
+    without_rule = generate.crd(kind)
+    del without_rule["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
+    at = f"{api.path(kind)}/an.old.one"
+    try:
+        api_server.kubectl.apply(without_rule)
+        wait_until(lambda: api.refusal(kind, spec, "an.old.one") is None, "a CRD without the rule")
+        assert api.http.post(api.path(kind), json=old).is_success
+    finally:
+        api_server.kubectl.apply(generate.crd(kind))
+    wait_until(lambda: api.refusal(kind, spec, "another.one") is not None, "a CRD with the rule")
+    for url, change in (
+        (at, {"spec": {"replicas": 2}}),
+        (f"{at}/status", {"status": {"phase": "Failed"}}),
+    ):
+        answer = api.http.patch(url, content=json.dumps(change), headers=patch)
+        assert answer.is_success, answer.text
+    api.http.delete(at)
+    answer = api.http.patch(at, content='{"metadata": {"finalizers": null}}', headers=patch)
+    assert answer.is_success, answer.text
+    assert api.http.get(at).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("TrainingJob", BASE["TrainingJob"]),
+        ("EmbeddingIndex", BASE["EmbeddingIndex"]),
+        ("RagService", edited(BASE["RagService"], {"model.base.uri": "file://./weights"})),
+    ],
+)
+def test_a_file_of_a_laptop_is_refused_with_the_name_of_the_command(api: Api, kind: str, spec: Spec) -> None:
+    refusal = api.refusal(kind, spec)
     assert refusal is not None
     assert "llmops push FILE.yaml | kubectl apply -f -" in refusal
 
@@ -223,6 +267,11 @@ def paths(schema: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tu
         yield from paths(one, (*at, name))
 
 
+NAMES = st.sampled_from([*VALID_NAMES, *INVALID_NAMES, "", "-a", "a-", "A", "a_b", "é", "a/b"]) | st.text(
+    "a0-.", min_size=1, max_size=70
+)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> tuple[str, Any]:
     """A valid spec with something written at one or two of its fields."""
@@ -240,17 +289,19 @@ def specs(draw: st.DrawFn) -> tuple[str, Any]:
     return kind, copy.deepcopy(spec)
 
 
-def taken_by_the_models(kind: str, spec: Any) -> str | None:
+def taken_by_the_models(kind: str, spec: Any, name: str) -> str | None:
     try:
-        KINDS[kind].model_validate_json(json.dumps(manifest(kind, spec)), strict=True, by_alias=True, by_name=False)
+        KINDS[kind].model_validate_json(
+            json.dumps(manifest(kind, spec, name)), strict=True, by_alias=True, by_name=False
+        )
     except ValidationError as error:
         return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
     return None
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(made=specs())
-def test_the_models_and_the_api_server_take_and_refuse_the_same(api: Api, made: tuple[str, Any]) -> None:
+@given(made=specs(), name=st.just("x") | NAMES)
+def test_the_models_and_the_api_server_take_and_refuse_the_same(api: Api, made: tuple[str, Any], name: str) -> None:
     kind, spec = made
-    server, models = api.refusal(kind, spec), taken_by_the_models(kind, spec)
-    assert (server is None) == (models is None), f"{spec}\nAPI server: {server}\nmodels: {models}"
+    server, models = api.refusal(kind, spec, name), taken_by_the_models(kind, spec, name)
+    assert (server is None) == (models is None), f"{name}: {spec}\nAPI server: {server}\nmodels: {models}"

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 import yaml
-from api_cases import BASE, EDITS, INVALID, JOB, VALID, Spec, edited
+from api_cases import BASE, EDITS, INVALID, INVALID_NAMES, JOB, VALID, VALID_NAMES, Spec, edited
 from pydantic import BaseModel, ValidationError
 
 import generate
@@ -114,7 +114,7 @@ def evaluate(cel: str, self_: Any) -> bool:
     text = re.sub(r"\.(all|exists_one)\((\w+), ", r".\1(lambda \2: ", text)
     text = text.replace("&&", " and ").replace("||", " or ").replace("double(", "float(")
     text = re.sub(r"!(?!=)", " not ", text).strip()
-    names = {"has": lambda at, name: name in at.value, "float": float, "self": cel_value(self_)}
+    names = {"has": lambda at, name: name in at.value, "float": float, "size": len, "self": cel_value(self_)}
     return bool(eval(text, {"__builtins__": {}, **names}))
 
 
@@ -138,13 +138,23 @@ def refused_by_schema(kind: str, spec: Spec) -> str | None:
     return "; ".join(errors or broken_rules(defaulted(spec, schema), schema)) or None
 
 
-def refused_by_pydantic(kind: str, spec: Spec) -> str | None:
-    manifest = {"apiVersion": "llmops.dev/v1alpha1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}
+def refused_by_pydantic(kind: str, spec: Spec, name: str = "x") -> str | None:
+    manifest = {"apiVersion": "llmops.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
     try:
         KINDS[kind].model_validate(manifest)
     except ValidationError as error:
         return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
     return None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("names", "good"), [(VALID_NAMES, True), (INVALID_NAMES, False)], ids=["valid", "invalid"])
+def test_a_name_is_taken_or_refused_by_both(kind: str, names: list[str], good: bool) -> None:
+    (rule,) = schema_of(kind)["x-kubernetes-validations"]
+    of_new_objects = rule["rule"].removeprefix("oldSelf.hasValue() || ")
+    for name in names:
+        assert (refused_by_pydantic(kind, BASE[kind], name) is None) == good, name
+        assert evaluate(of_new_objects, {"metadata": {"name": name}}) == good, name
 
 
 def models(of: type[Model] = Model) -> Iterator[type[Model]]:
