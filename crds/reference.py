@@ -156,6 +156,10 @@ def kind_page(kind: str) -> str:
         (code(path), type_of(one), default_of(one, required), bounds_of(one), one.get("description", ""))
         for path, one, required in nodes(spec, "spec")
     )
+    broken = (
+        *(("metadata.name", rule["message"]) for rule in schema["x-kubernetes-validations"]),
+        *rules(spec, "spec"),
+    )
     written = ((code(path), type_of(one), one.get("description", "")) for path, one, _ in nodes(status, "status"))
     docs = attribute_docs(CONDITIONS[kind])
     columns = ((one.name, code(one.path), "with `-o wide`" if one.wide else "") for one in names.columns)
@@ -164,7 +168,7 @@ def kind_page(kind: str) -> str:
             f"{HEADER}# {kind}\n",
             f"{schema['description']} `apiVersion: {API_VERSION}`; on the command line `{names.short}` or `{names.plural}`.\n",
             f"## Spec\n\n{spec['description']}\n\n{table(('field', 'type', 'default', 'bounds', 'what it is'), fields)}",
-            f"## Rules across fields\n\n{table(('at', 'refused with'), ((code(path), said) for path, said in rules(spec, 'spec')))}",
+            f"## Rules across fields\n\n{table(('at', 'refused with'), ((code(path), said) for path, said in broken))}",
             f"## Status\n\n{table(('field', 'type', 'what it is'), written)}",
             "## Conditions\n\nEach is `True`, `False` or `Unknown`.\n\n"
             + table(("type", "True when"), ((code(str(one.value)), docs[one.name]) for one in CONDITIONS[kind])),
