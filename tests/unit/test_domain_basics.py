@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 from typing import Any
@@ -133,6 +134,23 @@ def test_names_of_workloads_fit_and_differ_as_their_owners_do(one: str, other: s
     assert len(made) <= 63
     assert made.endswith("-train-12")
     assert (made == workload_name(other, "train-12")) == (one == other)
+
+
+@given(names)
+def test_names_of_rayjobs_and_services_are_what_kuberay_and_kubernetes_take_of_them(owner: str) -> None:
+    rayjob, service = workload_name(owner, "train-12", workers=2), workload_name(owner, "gateway", service=True)
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", rayjob)
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", service)
+    # A name that these take stays: its workload may be running under it.
+    if owner[0].isalpha():
+        assert service == workload_name(owner, "gateway")
+        assert len(owner) > 38 or rayjob == workload_name(owner, "train-12")
+
+
+@given(names, names)
+def test_shortened_names_differ_as_their_owners_do(one: str, other: str) -> None:
+    made = {workload_name(owner, "train-12", workers=2) for owner in (one, other, f"x{one}")}
+    assert len(made) == len({one, other, f"x{one}"})
 
 
 def test_two_long_names_that_begin_alike_stay_apart() -> None:

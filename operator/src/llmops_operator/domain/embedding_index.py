@@ -71,7 +71,7 @@ def decide(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
         old.attempts,
         i.workloads,
         i.now,
-        name=lambda number: sync_name(index.metadata.name, number),
+        name=lambda number: sync_name(index, number),
         parse=IndexingResult.model_validate,
         lower=WHAT_TO_LOWER,
     )
@@ -198,9 +198,9 @@ def _decision(
     status = status.model_copy(update={"conditions": conditions, "observed_generation": generation, "phase": phase})
 
     numbers = [attempt.number for attempt in tries.attempts[-1:]]
-    keep = {sync_name(index.metadata.name, number) for number in numbers}
+    keep = {sync_name(index, number) for number in numbers}
     if tries.ended is not None and tries.ended.reason in tries_of.STOPPED_BY_US:
-        keep.discard(sync_name(index.metadata.name, tries.ended.number))
+        keep.discard(sync_name(index, tries.ended.number))
     wanted: tuple[Workload, ...] = ()
     if tries.open:
         wanted = (indexer(index, tries.open.number),)
@@ -291,7 +291,7 @@ def _deleted(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
     """
     index, status = i.index, i.index.status
     # The last sync may have pods where it is not observed any more: they too have to end before anything is dropped.
-    syncs = (sync_name(index.metadata.name, attempt.number) for attempt in status.attempts[-1:])
+    syncs = (sync_name(index, attempt.number) for attempt in status.attempts[-1:])
     gone = Decision(status, remove=tuple(sorted({*i.workloads, *syncs})), discard_volumes=True, finalizer=False)
     if FINALIZER not in index.metadata.finalizers:
         return replace(gone, finalizer=None)

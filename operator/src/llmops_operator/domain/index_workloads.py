@@ -11,9 +11,9 @@ from llmops_operator.domain.placement import asked, placed
 from llmops_operator.domain.workload import Lifecycle, Role, Workload
 
 
-def sync_name(index: str, number: int) -> str:
+def sync_name(index: EmbeddingIndex, number: int) -> str:
     """The name of the workload of a sync."""
-    return workload_name(index, f"sync-{number}")
+    return workload_name(index.metadata.name, f"sync-{number}", workers=index.spec.compute.workers)
 
 
 def indexer(index: EmbeddingIndex, number: int) -> Workload:
@@ -22,7 +22,7 @@ def indexer(index: EmbeddingIndex, number: int) -> Workload:
     spec = index.spec.model_copy(update={"pod_template": None})
     config = IndexingConfig(object=identity, spec=spec)
     return Workload(
-        name=sync_name(index.metadata.name, number),
+        name=sync_name(index, number),
         role=Role.INDEXER,
         lifecycle=Lifecycle.COMPLETES,
         command=program("indexing"),

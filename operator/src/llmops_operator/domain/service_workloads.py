@@ -28,7 +28,7 @@ def engine_name(service: str) -> str:
 
 def gateway_name(service: str) -> str:
     """The workload of the gateway."""
-    return workload_name(service, "gateway")
+    return workload_name(service, "gateway", service=True)
 
 
 def engine(service: RagService, model: ResolvedModel, *, in_use: RagServiceStatus) -> Workload:

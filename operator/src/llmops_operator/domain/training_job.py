@@ -67,7 +67,7 @@ def decide(i: TrainingInput) -> Decision[TrainingJobStatus]:
         old.attempts,
         i.workloads,
         i.now,
-        name=lambda number: trainer_name(job.metadata.name, number),
+        name=lambda number: trainer_name(job, number),
         parse=TrainingResult.model_validate,
         lower=WHAT_TO_LOWER,
     )
@@ -82,9 +82,9 @@ def decide(i: TrainingInput) -> Decision[TrainingJobStatus]:
     return _goes_on(i, tries, events)
 
 
-def trainer_name(job: str, number: int) -> str:
+def trainer_name(job: TrainingJob, number: int) -> str:
     """The workload of an attempt."""
-    return workload_name(job, f"train-{number}")
+    return workload_name(job.metadata.name, f"train-{number}", workers=job.spec.compute.workers)
 
 
 def trainer(job: TrainingJob, number: int, manifest: str, deadline: int | None) -> Workload:
@@ -92,7 +92,7 @@ def trainer(job: TrainingJob, number: int, manifest: str, deadline: int | None) 
     spec = job.spec.model_copy(update={"suspend": False, "pod_template": None})
     config = TrainingConfig(object=object_id(KIND, job.metadata), spec=spec, manifest=manifest)
     return Workload(
-        name=trainer_name(job.metadata.name, number),
+        name=trainer_name(job, number),
         role=Role.TRAINER,
         lifecycle=Lifecycle.COMPLETES,
         command=program("training"),
@@ -159,7 +159,7 @@ def _decision(
 
 def _logs_of(i: TrainingInput, attempts: tuple[Attempt, ...]) -> tuple[str, ...]:
     """The last two attempts' workloads stay, so that their logs can be read."""
-    return tuple(trainer_name(i.job.metadata.name, attempt.number) for attempt in attempts[-2:])
+    return tuple(trainer_name(i.job, attempt.number) for attempt in attempts[-2:])
 
 
 def _accepted(spec: TrainingJobSpec) -> dict[str, Aspect]:
@@ -252,7 +252,7 @@ def _suspended(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Dec
     status = i.job.status.model_copy(
         update={"phase": "Suspended", "attempts": _bounded(tries.attempts), "progress": None}
     )
-    keep = tuple(trainer_name(i.job.metadata.name, attempt.number) for attempt in _failures(tries.attempts)[-2:])
+    keep = tuple(trainer_name(i.job, attempt.number) for attempt in _failures(tries.attempts)[-2:])
     return _decision(i, status, aspects, events, keep=keep)
 
 
