@@ -1,8 +1,10 @@
-"""What `helm test` runs: ask a service a question, or see that the parts of the platform answer. Python's own library alone."""
+"""What `helm test` runs, in the operator's image: ask a service a question, or see that the parts of the platform answer."""
 
 import json
 import os
 import urllib.request
+
+from llmops_operator.domain.service_workloads import gateway_name
 
 
 def get(url, headers=None, body=None, seconds=15):
@@ -15,7 +17,7 @@ def get(url, headers=None, body=None, seconds=15):
 
 service = os.environ["SERVICE"]
 if service:
-    url = f"http://{service}-gateway.{os.environ['SERVICE_NAMESPACE']}.svc:8080/v1/chat/completions"
+    url = f"http://{gateway_name(service)}.{os.environ['SERVICE_NAMESPACE']}.svc:8080/v1/chat/completions"
     messages = [{"role": "user", "content": os.environ["QUESTION"]}]
     body = {"model": service, "messages": messages, "max_tokens": 128, "temperature": 0}
     answer = json.loads(get(url, body=body, seconds=300))
