@@ -83,6 +83,70 @@ def test_an_engine_on_gpus_asks_for_no_second_gpu_while_it_is_replaced() -> None
     assert {"name": "llmops-shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
 
 
+COLLECTIVES = {"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3"}
+
+
+def pods_of(workload: Workload, config: OperatorConfig = CONFIG) -> list[dict[str, Any]]:
+    """All pods of a workload."""
+
+    def found_in(value: Any) -> list[dict[str, Any]]:
+        if isinstance(value, dict):
+            here = [value["spec"]] if "containers" in value.get("spec", {}) else []
+            return here + [pod for one in value.values() for pod in found_in(one)]
+        return [pod for one in value for pod in found_in(one)] if isinstance(value, list) else []
+
+    *_, main = render(SERVICE, workload, config)
+    return found_in(main["spec"])
+
+
+def collectives_of(pod: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod["containers"]
+    return {name: value for name, value in env_of(container).items() if "NCCL" in name}
+
+
+@pytest.mark.parametrize("workload", [replace(TRAINER, gpus=2), replace(ENGINE, gpus=4)], ids=["trainer", "engine"])
+def test_gpus_that_compute_together_say_what_went_wrong_and_end_when_they_hang(workload: Workload) -> None:
+    (pod,) = pods_of(workload)
+    assert collectives_of(pod) == COLLECTIVES
+    (container,) = pod["containers"]
+    assert "/dev/shm" in [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert pod["enableServiceLinks"] is False  # or a Service named vllm sets VLLM_PORT, and vLLM does not start
+
+
+def test_workers_with_a_gpu_each_are_told_and_the_head_and_the_submitter_without_are_not() -> None:
+    pods = {pod["containers"][0]["name"]: pod for pod in pods_of(replace(TRAINER, workers=2, gpus=1))}
+    assert {name: collectives_of(pod) for name, pod in pods.items()} == {
+        "ray-head": {},
+        "ray-worker": COLLECTIVES,
+        "ray-job-submitter": {},
+    }
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        replace(TRAINER, gpus=1),
+        replace(TRAINER, workers=2),
+        replace(TRAINER, role=Role.INDEXER, workers=2, gpus=1),
+        replace(ENGINE, gpus=1),
+        GATEWAY,
+    ],
+    ids=["one GPU", "no GPUs", "workers of an index", "an engine on one", "a gateway"],
+)
+def test_what_computes_by_itself_is_told_nothing_of_collectives(workload: Workload) -> None:
+    assert [collectives_of(pod) for pod in pods_of(workload)] == [{}] * (3 if workload.workers > 1 else 1)
+
+
+def test_a_pod_template_says_how_gpus_of_this_cluster_compute_together() -> None:
+    everybody = {"env": [{"name": "NCCL_SOCKET_IFNAME", "value": "eth1"}, {"name": "NCCL_DEBUG", "value": "ERROR"}]}
+    config = CONFIG.model_copy(update={"pod_template": PodTemplate.model_validate(everybody)})
+    wish = {"env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}
+    (pod,) = pods_of(replace(TRAINER, gpus=2, pod_template=wish), config)
+    assert collectives_of(pod) == COLLECTIVES | {"NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "eth1"}
+    names = [one["name"] for one in pod["containers"][0]["env"]]
+    assert len(names) == len(set(names))
+
+
 def test_what_says_nothing_of_its_cpu_asks_for_a_share_but_where_ray_would_count_it() -> None:
     silent = {"cpu": None, "memory": None}
     job = Owner("TrainingJob", "team", "handbook", "uid-3")
@@ -172,15 +236,7 @@ def test_several_workers_are_a_rayjob_whose_head_does_not_train() -> None:
 
 @pytest.mark.parametrize("workload", [TRAINER, replace(TRAINER, workers=2), GATEWAY, ENGINE])
 def test_every_pod_is_a_restricted_one(workload: Workload) -> None:
-    *_, main = render(SERVICE, workload, CONFIG)
-
-    def pods(value: Any) -> list[dict[str, Any]]:
-        if isinstance(value, dict):
-            here = [value["spec"]] if "containers" in value.get("spec", {}) else []
-            return here + [pod for one in value.values() for pod in pods(one)]
-        return [pod for one in value for pod in pods(one)] if isinstance(value, list) else []
-
-    found = pods(main["spec"])
+    found = pods_of(workload)
     assert found
     for pod in found:
         assert pod["securityContext"]["runAsNonRoot"] is True

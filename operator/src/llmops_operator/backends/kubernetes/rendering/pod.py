@@ -30,6 +30,15 @@ PROBE_SECONDS = 3
 CPU = "100m"
 """What is asked for where nothing is said. Pods that ask for something share a full node, and leave nothing to one that asks for nothing."""
 
+COLLECTIVES = {
+    # Without it NCCL fails with a number; with it, with a reason. NVIDIA calls it the least for production.
+    "NCCL_DEBUG": "WARN",
+    # A collective that hangs ends its process, and the training goes on from its checkpoint. This is torch's default, but Ray Train
+    # sets 1, where the communicators are aborted first: that may hang too.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+}
+"""Variables of pods whose GPUs compute together. What a cluster's network needs is for its `podTemplate` to say."""
+
 
 def port_of(workload: Workload) -> int:
     """Where a workload that listens does so."""
@@ -90,12 +99,19 @@ def pod(
         "metadata": {"labels": labels(owner, workload), "annotations": {FILES: fingerprint(dict(workload.files))[:16]}},
         "spec": spec,
     }
-    return merged(merged(template, workload.pod_template), config.pod_template.manifest())
+    wished = merged(merged(template, workload.pod_template), config.pod_template.manifest())
+    return merged(wished, {"env": _collectives(workload)})
 
 
 def _heavy(workload: Workload) -> bool:
     """Whether it needs the image with vLLM, Ray and CUDA."""
     return workload.role in (Role.ENGINE, Role.TRAINER) or workload.workers > 1 or workload.gpus > 0
+
+
+def _collectives(workload: Workload) -> list[dict[str, str]]:
+    """For several GPUs of a training, or of one copy of an engine: those of an index work each by itself."""
+    together = workload.role in (Role.TRAINER, Role.ENGINE) and workload.gpus * workload.workers > 1
+    return [{"name": name, "value": value} for name, value in COLLECTIVES.items()] if together else []
 
 
 def _env(workload: Workload, config: OperatorConfig, folders: dict[str, str]) -> list[dict[str, Any]]:
