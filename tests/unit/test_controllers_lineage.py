@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from rendered_workloads import CONFIG
 
 from llmops_api.v1alpha1.rag_service import RegisteredModel
+from llmops_operator.backends.kubernetes import operator
+from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.controllers.lineage import mlflow as thread
 from llmops_operator.controllers.lineage.mlflow import MlflowLineage
 from llmops_operator.controllers.lineage.writing import NotYet
@@ -42,13 +45,14 @@ class Mlflow:
         self.errors: dict[str, list[Exception]] = {}
         self.registry: Any = RegisteredVersion("assistant", "1", adapter=True)
         self.calls: list[tuple[str, bool]] = []
+        self.pages: str | None = None
 
     def write(self, client: object, record: Record, *, last_try: bool) -> Recorded:
         self.calls.append((record.owner.uid, last_try))
         errors = self.errors.get(record.owner.uid, []) or self.errors.get("*", [])
         if errors:
             raise errors.pop(0)
-        return Recorded(f"run-{record.owner.uid}")
+        return Recorded(f"run-{record.owner.uid}", self.pages and f"{self.pages}/#/runs/{record.owner.uid}")
 
     def resolve(self, client: object, reference: RegisteredModel) -> Any:
         self.calls.append((reference.name, False))
@@ -101,6 +105,19 @@ async def test_a_record_is_written_once_however_often_it_is_asked_for(server: Ml
     assert heard.lineage.record(KEY, record("b"))
     await heard.until(lambda: heard.state("b") == Recorded("run-b"))
     assert server.calls == [("a", False), ("b", False)]
+
+
+async def test_pages_are_where_people_reach_them(server: Mlflow) -> None:
+    mlflow = {"trackingUri": "http://mlflow:5000/", "externalUrl": "https://mlflow.example.com/"}
+    document = CONFIG.model_dump(by_alias=True, exclude_none=True) | {"mlflow": mlflow}
+    lineage, _ = operator._lineage(OperatorConfig.model_validate(document))
+    assert isinstance(lineage, MlflowLineage)
+    assert lineage.run_url("3", "r") == "https://mlflow.example.com/#/experiments/3/runs/r"
+    server.pages = "http://mlflow:5000"
+    heard = Heard(lineage)
+    lineage.record(KEY, record("a"))
+    await heard.until(lambda: heard.state("a") == Recorded("run-a", "https://mlflow.example.com/#/runs/a"))
+    await asyncio.to_thread(lineage.stop)
 
 
 async def test_a_record_that_mlflow_refuses_does_not_hold_up_the_others(server: Mlflow, heard: Heard) -> None:

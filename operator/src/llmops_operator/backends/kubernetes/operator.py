@@ -145,7 +145,7 @@ def _lineage(config: OperatorConfig) -> tuple[Lineage, Callable[[], int]]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from llmops_operator.controllers.lineage.mlflow import MlflowLineage  # takes a second or two to import
 
-    lineage = MlflowLineage(config.mlflow.tracking_uri)
+    lineage = MlflowLineage(config.mlflow.tracking_uri, external_url=config.mlflow.external_url)
     return lineage, lambda: lineage.errors
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mlflow import MlflowClient, environment_variables
@@ -58,13 +58,15 @@ class Waiting:
 
 class MlflowLineage:
     """Implements `controllers.lineage.port.Lineage`. Seconds: `timeout` of one request, `poll` between two looks at the registry,
-    `retry` and `retry_cap` the least and longest pause after a failure.
+    `retry` and `retry_cap` the least and longest pause after a failure. Addresses of pages begin with `external_url`, where the
+    server is another one for people than for this process.
     """
 
     def __init__(
         self,
         tracking_uri: str,
         *,
+        external_url: str | None = None,
         timeout: int = 5,
         poll: float = 2.0,
         retry: float = 1.0,
@@ -72,6 +74,7 @@ class MlflowLineage:
         capacity: int = 10_000,
     ) -> None:
         self._uri, self._poll, self._retry, self._cap, self._capacity = tracking_uri, poll, retry, retry_cap, capacity
+        self._pages = (external_url or tracking_uri).rstrip("/")
         self._changed = threading.Condition()
         self._waiting: OrderedDict[Id, Waiting] = OrderedDict()
         self._states: OrderedDict[str, dict[str, Recorded | Unrecorded]] = OrderedDict()
@@ -146,7 +149,7 @@ class MlflowLineage:
 
     def run_url(self, experiment_id: str, run_id: str) -> str | None:
         """The address of a run's page."""
-        return writing.run_url(self._uri, experiment_id, run_id)
+        return writing.run_url(self._pages, experiment_id, run_id)
 
     # In the thread
 
@@ -185,6 +188,9 @@ class MlflowLineage:
         id_ = (record.owner.uid, record.key)
         try:
             recorded = writing.write(client, record, last_try=waiting.failures >= TRIES_FOR_OTHERS)
+            if recorded.run_url:
+                page = recorded.run_url.removeprefix(self._uri.rstrip("/"))
+                recorded = replace(recorded, run_url=f"{self._pages}{page}")
         except NotYet:
             with self._changed:
                 self._put_off(waiting)
