@@ -27,7 +27,8 @@ def test_a_grant_is_asked_for_only_where_one_would_help(said: str, right_is_miss
     found = failure(403, json.dumps({"message": said}).encode(), "PATCH", "/x")
     assert isinstance(found, Refused)
     assert said in str(found)
-    assert ("grant it" in str(found)) is right_is_missing
+    advice = "grant it (the chart's ClusterRole, or its Roles, do: run helm upgrade with the chart of this operator's version)"
+    assert (advice in str(found)) is right_is_missing
 
 
 def owner(name: str) -> Owner:

@@ -146,8 +146,8 @@ def failure(code: int, data: bytes, method: str, path: str) -> Exception:
             return Refused(f"the API server refuses it: {said}")
         case 401 | 403:
             return Refused(
-                f"the operator may not: {said}; grant it (the chart's ClusterRole does: helm upgrade, or --set rbac.create=true); "
-                "it is tried again"
+                f"the operator may not: {said}; grant it (the chart's ClusterRole, or its Roles, do: run helm upgrade with the chart of "
+                "this operator's version); it is tried again"
             )
         case _ if code in RETRIED:
             return Unavailable(f"the API server is overloaded or failing ({code}: {said}); it is asked again")
