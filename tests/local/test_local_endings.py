@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from waiting import eventually
 
 from llmops_api.programs import Env
 from llmops_operator.backends.local.rotated_log import last_lines
+from llmops_operator.domain.timing import timestamp
 from llmops_operator.domain.workload import Scope, State, Volume
 
 STUBBORN = """
@@ -93,7 +95,9 @@ async def test_stopping_ends_everything_and_the_next_start_goes_on(home):
         await backend.apply(OWNER, workload)
         await eventually((home.volumes(OWNER) / "state" / "half").exists)
     assert alive(home) == []
+    stopped = timestamp(datetime.now(UTC))
     async with running(home) as backend:
         status = await until(backend, ended)
         assert status.state is State.SUCCEEDED
+        assert status.started_at >= stopped
     assert len(starts(home)) == 2

@@ -5,27 +5,35 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import datetime
 
 import psutil
+import pytest
 from local_programs import OWNER, ended, ready, running, server, starts, task, until
 from waiting import eventually
 
+from llmops_operator.backends.local.log_writing import NAME
 from llmops_operator.backends.local.process_table import carrying
 from llmops_operator.backends.local.replica_folder import MARK
+from llmops_operator.backends.local.rotated_log import last_lines
 from llmops_operator.backends.local.supervision import Supervision
 from llmops_operator.domain.workload import State
 
 
 async def test_a_killed_supervisor_is_noticed_and_its_program_does_not_go_on(home):
     async with running(home) as backend:
-        await backend.apply(OWNER, task("import time; time.sleep(600)"))
+        await backend.apply(OWNER, task("import time; print('works', flush=True); time.sleep(600)"))
         folder = home.workloads / "default" / "work" / "0"
         record = folder / "run" / "process.json"
+        await eventually(lambda: last_lines(folder / "log") == ["works"])
+        yesterday = time.time() - 86_400
+        os.utime(folder / "log" / NAME, (yesterday, yesterday))
         await eventually(lambda: record.exists() and "child" in json.loads(record.read_text()))
         process = json.loads(record.read_text())
         os.kill(process["supervisor"], 9)
         status = await until(backend, ended)
         assert (status.state, status.reason) == (State.FAILED, "Lost")
+        assert datetime.fromisoformat(status.ended_at).timestamp() == pytest.approx(yesterday, abs=0.002)
         assert (
             not psutil.pid_exists(process["child"]) or psutil.Process(process["child"]).status() == psutil.STATUS_ZOMBIE
         )

@@ -69,7 +69,7 @@ def conditions(*types: str) -> st.SearchStrategy[tuple[Condition, ...]]:
 
 def statuses(results: list[Any], reports: list[Any]) -> st.SearchStrategy[WorkloadStatus]:
     return st.builds(
-        lambda state, reason, code, ready, result, report, ended: WorkloadStatus(
+        lambda state, reason, code, ready, result, report, started, ended: WorkloadStatus(
             state,
             reason=reason,
             message=f"{reason} said" if reason else "",
@@ -78,6 +78,7 @@ def statuses(results: list[Any], reports: list[Any]) -> st.SearchStrategy[Worklo
             endpoints=("http://one",) * ready,
             result=result,
             report=report,
+            started_at=started,
             ended_at=ended,
         ),
         st.sampled_from(State),
@@ -86,6 +87,7 @@ def statuses(results: list[Any], reports: list[Any]) -> st.SearchStrategy[Worklo
         st.integers(0, 1),
         st.sampled_from(results),
         st.sampled_from(reports),
+        st.none() | moments,
         st.none() | moments,
     )
 

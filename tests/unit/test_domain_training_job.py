@@ -140,10 +140,7 @@ FINAL: dict[str, tuple[tuple[Attempt, ...], dict[str, WorkloadStatus], dict[str,
         "BackoffLimitExceeded", "gave up after one attempt (backoffLimit 0)"),
     "the backend's deadline": (
         (running(),), {"assistant-train-1": ended(137, "DeadlineExceeded", "ran for 60 s")}, {"activeDeadlineSeconds": 60},
-        "DeadlineExceeded", "ran for 60 s"),
-    "the deadline while it runs": (
-        (running(since=61),), {"assistant-train-1": WorkloadStatus(State.RUNNING)}, {"activeDeadlineSeconds": 60},
-        "DeadlineExceeded", "not done after 60 s of work (activeDeadlineSeconds)"),
+        "DeadlineExceeded", "in another TrainingJob raise it; attempt 1: ran for 60 s"),
     "the deadline over all attempts": (
         (over(1, "Error", began=200, ended=160), over(2, "Error", began=120, ended=100)), {}, {"activeDeadlineSeconds": 60},
         "DeadlineExceeded", "not done after 60 s of work"),
@@ -171,8 +168,50 @@ def test_a_job_fails_for_good(
 def test_time_spent_suspended_does_not_count_towards_the_deadline() -> None:
     stopped = over(1, "Suspended", code=None, began=1000, ended=980)
     decision = look(stopped, activeDeadlineSeconds=60)
-    assert decision.requeue_after == pytest.approx(40)
     assert decision.workloads[0].deadline_seconds == 40
+
+
+QUEUED = WorkloadStatus(State.PENDING, reason="Queued", message="the Job is suspended by whoever queues it")
+LATE: dict[str, WorkloadStatus] = {
+    "queued for hours": QUEUED,
+    "not seen yet": None,  # type: ignore[dict-item]
+    "queued for hours, then started": WorkloadStatus(State.RUNNING, started_at=ago(30)),
+    "stopped with its daemon, started anew the next day": WorkloadStatus(State.RUNNING, started_at=ago(1)),
+}
+
+
+@pytest.mark.parametrize("seen", LATE.values(), ids=LATE)
+def test_time_in_which_nothing_ran_does_not_count_towards_the_deadline(seen: WorkloadStatus | None) -> None:
+    """The backend ends the attempt that runs, by the deadline of its workload."""
+    workloads = {"assistant-train-1": seen} if seen else {}
+    decision = look(running(since=80_000), workloads=workloads, activeDeadlineSeconds=60)
+    assert said(decision, "Succeeded")[0] == "Unknown"
+    assert [one.deadline_seconds for one in decision.workloads] == [60]
+    assert decision.workloads == look(activeDeadlineSeconds=60).workloads, "or a program would be started anew"
+
+
+def test_an_attempt_begins_when_its_program_does() -> None:
+    """Clocks of a cluster tell whole seconds, so that what is told may lie before the attempt."""
+    for told, begins in ((ago(30), ago(30)), (ago(61), ago(60))):
+        seen = WorkloadStatus(State.RUNNING, started_at=told)
+        assert look(running(since=60), workloads={"assistant-train-1": seen}).status.attempts[0].start_time == begins
+
+
+ENDED_LONG_AGO = WorkloadStatus(State.FAILED, exit_code=75, reason="Lost", started_at=ago(5000), ended_at=ago(4980))
+
+
+def test_an_attempt_that_ended_while_nobody_looked_has_worked_until_it_ended() -> None:
+    decision = look(running(since=9000), workloads={"assistant-train-1": ENDED_LONG_AGO}, activeDeadlineSeconds=60)
+    first = decision.status.attempts[0]
+    assert (first.start_time, first.end_time) == (ago(5000), ago(4980))
+    assert [(one.name, one.deadline_seconds) for one in decision.workloads] == [("assistant-train-2", 40)]
+
+
+@pytest.mark.parametrize("workloads", [{}, {"assistant-train-1": QUEUED}], ids=["unseen", "queued"])
+def test_an_attempt_that_is_suspended_while_it_waits_has_not_worked(workloads: dict[str, WorkloadStatus]) -> None:
+    suspended = look(running(since=80_000), workloads=workloads, suspend=True, activeDeadlineSeconds=60).status
+    on = look(*suspended.attempts, activeDeadlineSeconds=60)
+    assert [one.deadline_seconds for one in on.workloads] == [60]
 
 
 def test_a_job_that_is_created_suspended_starts_nothing() -> None:

@@ -155,10 +155,13 @@ def test_both_axes_of_a_rayjob_are_one_state(deployed: str, job: str, state: Sta
     assert (found.state, found.reason) == (state, reason)
 
 
-def test_a_job_that_somebody_queues_says_so() -> None:
+def test_a_job_that_somebody_queues_says_so_and_has_not_started() -> None:
     queued = main()
     queued["spec"]["suspend"] = True
-    assert status_of(queued, [], NOTHING).reason == "Queued"
+    preempted = main("RayJob", jobDeploymentStatus="Suspended", startTime="2026-11-23T12:00:00Z")
+    for one in (queued, preempted):
+        found = status_of(one, [], NOTHING)
+        assert (found.reason, found.started_at) == ("Queued", None)
 
 
 def test_an_annotation_that_somebody_broke_is_no_result() -> None:

@@ -208,9 +208,9 @@ class Attempt(Model):
     number: int
     """Counted from 1."""
     start_time: str
-    """When it began."""
+    """When it was decided on; once its program runs, when that was started, or started last."""
     end_time: str | None = None
-    """When it was found ended."""
+    """When it ended."""
     exit_code: int | None = None
     """The program's exit code, where it had one."""
     reason: Annotated[str, Field(max_length=256)] = ""

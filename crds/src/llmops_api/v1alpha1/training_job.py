@@ -223,7 +223,9 @@ class TrainingJobSpec(Model):
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     """How many failed attempts are followed by another one."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
-    """Seconds that all attempts may take together."""
+    """Seconds that all attempts may take together. Not counted is what was before the last start of an attempt's program: the wait in a
+    queue, while suspended, or while `llmops up` does not run.
+    """
 
     def reads(self) -> tuple[Source, ...]:
         """All data and models that are read."""

@@ -253,7 +253,8 @@ class MemoryBackend:
 
     def _set(self, name: str, **facts: Any) -> None:
         owner, running = self._find(name)
-        running.status = replace(running.status, **facts)
+        started = running.status.started_at or timestamp(self._clock())
+        running.status = replace(running.status, started_at=started, **facts)
         self._tell(owner)
 
     def _workloads(self, owner: Owner) -> list[Workload]:

@@ -35,16 +35,18 @@ def final(attempt: Attempt) -> bool:
     return attempt.exit_code == ExitCode.USER_ERROR or attempt.reason == DEADLINE_EXCEEDED
 
 
-def seconds(attempt: Attempt, now: datetime) -> float:
-    """How long an attempt has taken."""
-    end = parse_timestamp(attempt.end_time) if attempt.end_time else now
-    return max(0.0, (end - parse_timestamp(attempt.start_time)).total_seconds())
+def seconds(attempt: Attempt) -> float:
+    """How long an attempt has worked; one that goes on has not been counted yet."""
+    if attempt.end_time is None:
+        return 0.0
+    return (parse_timestamp(attempt.end_time) - parse_timestamp(attempt.start_time)).total_seconds()
 
 
-def closed(attempt: Attempt, now: datetime, reason: str, message: str = "", *, exit_code: int | None = None) -> Attempt:
+def closed(attempt: Attempt, end: datetime, reason: str, message: str = "", *, exit_code: int | None = None) -> Attempt:
     """The attempt, ended."""
+    end = max(end, parse_timestamp(attempt.start_time))  # a cluster's clocks differ, and tell whole seconds
     return attempt.model_copy(
-        update={"end_time": timestamp(now), "reason": reason, "message": message[:4096], "exit_code": exit_code}
+        update={"end_time": timestamp(end), "reason": reason, "message": message[:4096], "exit_code": exit_code}
     )
 
 
@@ -72,15 +74,20 @@ def look(
     parse: Callable[[Mapping[str, Any]], Any],
     lower: str,
 ) -> Tries:
-    """Close the open attempt when its workload has ended. `parse` reads a result and raises `ValueError`; `lower` says what
-    needs less memory.
+    """Close the open attempt when its workload has ended. It began when its program was started, and started last: neither
+    waiting in a queue nor a daemon that was stopped is work. `parse` reads a result and raises `ValueError`; `lower` says
+    what needs less memory.
     """
     if not attempts or attempts[-1].end_time is not None:
         return Tries(attempts)
     running = attempts[-1]
     seen = workloads.get(name(running.number))
+    if seen is not None and seen.started_at is not None:
+        running = _began(running, parse_timestamp(seen.started_at))
     if seen is None or seen.state in (State.PENDING, State.RUNNING):
-        return Tries(attempts, running, seen)
+        return Tries((*attempts[:-1], running), running, seen)
+    if seen.ended_at is not None:
+        now = parse_timestamp(seen.ended_at)
     result = None
     code = seen.exit_code
     if seen.state is State.SUCCEEDED:
@@ -101,8 +108,14 @@ def look(
 def stopped(tries: Tries, now: datetime, reason: str, message: str = "") -> Tries:
     """The open attempt, ended by us."""
     assert tries.open is not None
-    ended = closed(tries.open, now, reason, message)
+    waited = tries.seen is None or tries.seen.started_at is None
+    ended = closed(_began(tries.open, now) if waited else tries.open, now, reason, message)
     return Tries((*tries.attempts[:-1], ended), ended=ended)
+
+
+def _began(attempt: Attempt, moment: datetime) -> Attempt:
+    start = max(moment, parse_timestamp(attempt.start_time))
+    return attempt.model_copy(update={"start_time": timestamp(start)})
 
 
 def begun(attempts: tuple[Attempt, ...], number: int, now: datetime) -> Tries:

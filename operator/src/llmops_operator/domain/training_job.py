@@ -110,30 +110,30 @@ def _failures(attempts: tuple[Attempt, ...]) -> list[Attempt]:
     return [attempt for attempt in attempts if tries_of.failed(attempt)]
 
 
-def _time_left(spec: TrainingJobSpec, attempts: tuple[Attempt, ...], now: datetime) -> float | None:
-    """Seconds of activeDeadlineSeconds that the attempts have left over."""
+def _time_left(spec: TrainingJobSpec, attempts: tuple[Attempt, ...]) -> float | None:
+    """Seconds of activeDeadlineSeconds that the ended attempts have left over; the one that runs is ended by its workload's deadline."""
     if spec.active_deadline_seconds is None:
         return None
-    return spec.active_deadline_seconds - sum(tries_of.seconds(attempt, now) for attempt in attempts)
+    return spec.active_deadline_seconds - sum(tries_of.seconds(attempt) for attempt in attempts)
 
 
 def _gave_up(i: TrainingInput, tries: Tries) -> tuple[str, str] | None:
     """Why there will be no further attempt."""
     failures = _failures(tries.attempts)
     last = tries.attempts[-1] if tries.attempts else None
+    seconds = i.job.spec.active_deadline_seconds
+    late = f"not done after {seconds} s of work (activeDeadlineSeconds): in another TrainingJob raise it"
     if last and last in failures and tries_of.final(last):
+        if last.reason == tries_of.DEADLINE_EXCEEDED:
+            return last.reason, f"{late}; attempt {last.number}: {last.message}"
         return last.reason, last.message
     if len(failures) > i.job.spec.backoff_limit:
         count = f"{len(failures)} attempts" if len(failures) > 1 else "one attempt"
         why = f"gave up after {count} (backoffLimit {i.job.spec.backoff_limit}); the last ended with {failures[-1].reason}"
         return Reason.BACKOFF_LIMIT_EXCEEDED, f"{why}: {failures[-1].message}"
-    left = _time_left(i.job.spec, tries.attempts, i.now)
+    left = _time_left(i.job.spec, tries.attempts)
     if left is not None and left <= 0:
-        seconds = i.job.spec.active_deadline_seconds
-        return (
-            tries_of.DEADLINE_EXCEEDED,
-            f"not done after {seconds} s of work (activeDeadlineSeconds): in another TrainingJob raise it",
-        )
+        return tries_of.DEADLINE_EXCEEDED, late
     return None
 
 
@@ -276,8 +276,7 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
             normal(Reason.ATTEMPT_STARTED, f"attempt {len(failures) + 1} of at most {i.job.spec.backoff_limit + 1}"),
         )
     assert tries.open is not None
-    left = _time_left(i.job.spec, tries.attempts, i.now)
-    before = _time_left(i.job.spec, tries.attempts[:-1], i.now)
+    left = _time_left(i.job.spec, tries.attempts)
     seen = tries.seen
     trained = _running(seen)
     aspects = {**_accepted(i.job.spec), On.TRAINED: trained, On.SUCCEEDED: open_yet(trained)}
@@ -289,10 +288,8 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
             "progress": seen.progress if seen else None,
         }
     )
-    workload = trainer(i.job, tries.open.number, i.manifest(), None if before is None else max(1, int(before)))
-    return _decision(
-        i, status, aspects, events, keep=_logs_of(i, tries.attempts), workloads=(workload,), requeue_after=left
-    )
+    workload = trainer(i.job, tries.open.number, i.manifest(), None if left is None else max(1, int(left)))
+    return _decision(i, status, aspects, events, keep=_logs_of(i, tries.attempts), workloads=(workload,))
 
 
 def _running(seen: WorkloadStatus | None) -> Aspect:

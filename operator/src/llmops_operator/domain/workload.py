@@ -126,7 +126,8 @@ class WorkloadStatus:
     """How a workload is doing.
 
     `reason` and `message` say why it is not (yet) well: a `Failure` of the program when it left one, else the exit and the last
-    lines it wrote. `result` is the JSON object of its result file. `endpoints` are the base URLs of its ready replicas.
+    lines it wrote. `started_at` is when its program was started last, None while it waits to be. `result` is the JSON object of its
+    result file. `endpoints` are the base URLs of its ready replicas.
     `restarts` counts how often a long-running one was started again.
     """
 

@@ -174,7 +174,7 @@ def _rayjob(main: Manifest, pods: Sequence[Manifest], progress: Progress | None,
     reason, message = diagnose(pods)
     if deployment in ("Suspended", "Suspending"):
         message = "the RayJob is suspended by whoever queues it, and goes on when there is room"
-        return WorkloadStatus(State.PENDING, reason=Reason.QUEUED, message=message, started_at=started)
+        return WorkloadStatus(State.PENDING, reason=Reason.QUEUED, message=message)  # startTime is stale
     if deployment not in ("Complete", "Failed"):
         state = State.RUNNING if job == "RUNNING" else State.PENDING
         return WorkloadStatus(state, reason=reason, message=message, started_at=started, progress=progress)

@@ -29,6 +29,7 @@ from llmops_operator.backends.local.replica_folder import Exit, Launch, ReplicaF
 from llmops_operator.backends.local.replica_status import ReplicaStatus, explain, read_progress
 from llmops_operator.backends.local.rotated_log import last_lines
 from llmops_operator.backends.local.supervision import Supervision, sweep
+from llmops_operator.domain.timing import timestamp
 from llmops_operator.domain.workload import Lifecycle, State, Workload
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class Replica:
                 log.info("%s: started", self.folder.root)
                 self._set(
                     state=State.RUNNING,
-                    started_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                    started_at=timestamp(datetime.now(UTC)),
                     ended_at=None,
                     exit_code=None,
                     progress=None,
@@ -195,6 +196,7 @@ class Replica:
         last = self.folder.launch()
         cause = explain(self.folder, ended, last.deadline_seconds if last else None)
         process = (self.folder.process(last.run) if last else None) or {}
+        ended_at = ended.ended_at if ended else (sign := self.folder.last_sign()) and timestamp(sign)
         self._set(
             state=State.FAILED,
             reason=cause.reason,
@@ -202,7 +204,7 @@ class Replica:
             exit_code=ended.code if ended else None,
             progress=progress,
             started_at=process.get("started_at"),
-            ended_at=ended.ended_at if ended else None,
+            ended_at=ended_at,
             ready=False,
         )
 

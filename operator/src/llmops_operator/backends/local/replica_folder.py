@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llmops_operator.backends.local.durable import read_json, write_json, write_text
+from llmops_operator.backends.local.log_writing import NAME
 
 MARK = "LLMOPS_REPLICA"
 """Environment variable of every process of a replica: its folder. By it stray processes are found."""
@@ -115,6 +117,12 @@ class ReplicaFolder:
             memory_used=record.get("memory_used"),
             lines=tuple(record.get("lines", ())),
         )
+
+    def last_sign(self) -> datetime | None:
+        """When the program wrote its log or its progress last; None when it never has."""
+        written = (path.stat().st_mtime for path in (self.progress, self.log / NAME) if path.exists())
+        latest = max(written, default=None)
+        return None if latest is None else datetime.fromtimestamp(latest, UTC)
 
     def supervisor_log(self) -> str:
         """What the last supervisor said, which it does when it cannot work."""
