@@ -63,7 +63,7 @@ def test_a_lora_training_ends_registered(
     scored = {metric.key: metric for metric in adapter.metrics}
     assert scored["domain/loss/after"].value == pytest.approx(float(evaluation["after"]["domain"]["loss"]))
     assert scored["domain/loss/after"].dataset_name == "domain"
-    artifacts = {item.path for item in mlflow_client.list_artifacts(run.info.run_id)}
+    artifacts = _artifacts(mlflow_client, run.info.run_id)
     assert {"manifest.yaml", "samples.txt", "samples.html", "evaluation"} <= artifacts
     assert "⟦It is " in job.state.samples[0].read_text("utf-8")
     version = mlflow_client.get_model_version_by_alias(job.folder.name, "champion")
@@ -146,13 +146,37 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_an_answer_that_begins_after_maxlength_is_the_users_mistake(job: Job, mlflow_client: Any) -> None:
+def test_an_answer_that_begins_after_maxlength_is_the_users_mistake_and_shown(job: Job, mlflow_client: Any) -> None:
     job.spec["data"]["maxLength"] = 16
     result = job.end(job.start())
     assert result["code"] == ExitCode.USER_ERROR, job.log()
     assert result["reason"] == "NothingToLearn"
     assert "raise data.maxLength" in result["message"]
     assert the_run(mlflow_client, job).info.status == "FAILED"
+    assert "samples.txt of its MLflow run" in result["message"]
+    assert "samples.txt" in _artifacts(mlflow_client, the_run(mlflow_client, job).info.run_id)
+
+
+def test_samples_are_in_mlflow_before_anything_is_learned(
+    job: Job, mlflow_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", job.mlflow)
+    job.state.folder.mkdir()
+    (job.folder / "downloaded").mkdir()
+    tracker = Tracker(job.config, job.state, check_data(job.config))
+    tracker.start()
+    for number, sample in enumerate(job.state.samples):
+        job.state.write(sample.name, f"sample {number}")
+    expected = {sample.name for sample in job.state.samples}
+    wait_until(lambda: tracker.run_id and expected <= _artifacts(mlflow_client, tracker.run_id), "the samples")
+    job.state.write("samples.txt", "other data")
+    tracker.finish()
+    path = mlflow_client.download_artifacts(tracker.run_id, "samples.txt", str(job.folder / "downloaded"))
+    assert Path(path).read_text("utf-8") == "other data"
+
+
+def _artifacts(client: Any, run_id: str) -> set[str]:
+    return {item.path for item in client.list_artifacts(run_id)}
 
 
 def test_a_data_error_ends_the_program_before_anything_starts(job: Job) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmops_api.v1alpha1 import TrainingJobSpec
 from llmops_services.chat_template import CHATML, PROBES, chat_templates, first_difference, render
 from llmops_services.program import UserError
 from llmops_services.training.data import Example
+from llmops_services.training.state import State
 from llmops_services.training.tokens import IGNORED, Tokens, check_tokens, samples_html, samples_text, tokenize
+from llmops_services.training.worker import _Worker
 
 EXAMPLE = Example(
     (
@@ -142,3 +146,28 @@ def test_samples_show_what_is_learned(tokenizer: Any) -> None:
     page = samples_html(tokenizer, rows)
     assert "<mark>At the desk.&lt;|im_end|&gt;</mark>" in page
     assert "And &lt;the&gt; key?" in page
+
+
+def test_samples_are_there_when_nothing_can_be_learned_and_show_first_what_cannot(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "train.jsonl"
+    good, silent = ({"role": "assistant", "content": text} for text in ("Yes.", "No " * 40))
+    asked = [{"role": "user", "content": "?"}], [{"role": "user", "content": "Why? " * 40}]
+    rows = [{"messages": [*asked[0], good]}] * 4 + [{"messages": [*asked[1], silent]}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    worker = _Worker.__new__(_Worker)
+    worker.state, worker.rank = State(tmp_path), 0
+    worker.spec = TrainingJobSpec.model_validate(
+        {
+            "baseModel": {"uri": "pkg://a/b"},
+            "data": {"train": {"uri": f"file://{data}"}, "maxLength": 32},
+            "hyperparameters": {"maxSteps": 1},
+            "output": {"model": "m"},
+        }
+    )
+    with pytest.raises(UserError, match=r"line 5: the answer begins after maxLength.*samples\.txt of its MLflow run"):
+        worker.tokens(tokenizer, chat_templates(tokenizer), [tokenizer.eos_token_id])
+    shown = worker.state.samples[0].read_text("utf-8")
+    assert shown.startswith("line 5: 0 of 32 tokens are learned (cut)")
+    assert [f"line {number}:" in shown for number in (1, 2, 3)] == [True, True, False]

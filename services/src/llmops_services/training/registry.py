@@ -34,8 +34,6 @@ def register(
     """Bring everything that a finished training has to show to MLflow, and end its run."""
     model_id = _logged_model(client, run_id, config, state, finished)
     _scores(client, run_id, model_id, finished, data)
-    for sample in state.samples:
-        client.log_artifact(run_id, str(sample))
     for name, table in _tables(config, state, data).items():
         client.log_text(run_id, json.dumps(table, ensure_ascii=False), f"evaluation/{name}.json")
     version = _version(client, run_id, model_id, config, state)

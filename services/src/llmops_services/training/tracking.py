@@ -61,7 +61,7 @@ class DataFacts:
 
 
 class Tracker(threading.Thread):
-    """Opens the run and sends it the metrics of the journal, each step once, until `finish`."""
+    """Opens the run and sends it the samples, and the metrics of the journal, each step once, until `finish`."""
 
     def __init__(self, config: TrainingConfig, state: State, data: tuple[DataFacts, ...]) -> None:
         super().__init__(name="mlflow", daemon=True)
@@ -69,6 +69,7 @@ class Tracker(threading.Thread):
         self._ending = threading.Event()
         self._deadline = float("inf")
         self._trouble = ""
+        self._shown: set[tuple[Path, int]] = set()
         self.run_id = ""
         self.experiment_id = ""
 
@@ -116,6 +117,7 @@ class Tracker(threading.Thread):
         reader = JournalReader(self._state.journal)
         while True:
             ending = self._ending.is_set()  # asked before reading: what is written until now is then read
+            self._show(client)
             while entries := list(reader.read()):
                 fresh = []
                 for entry in entries:
@@ -128,6 +130,13 @@ class Tracker(threading.Thread):
             if ending:
                 return
             self._ending.wait(FLUSH_SECONDS)
+
+    def _show(self, client: MlflowClient) -> None:
+        """Send the samples that were written since the last time."""
+        for sample in self._state.samples:
+            if sample.exists() and (written := (sample, sample.stat().st_mtime_ns)) not in self._shown:
+                self.retry(lambda sample=sample: client.log_artifact(self.run_id, str(sample)))  # type: ignore[misc]
+                self._shown.add(written)
 
 
 def _metrics(entries: list[Entry]) -> list[Any]:

@@ -149,18 +149,24 @@ class _Worker:
         return model.to(get_device()), tokenizer
 
     def tokens(self, tokenizer: Any, templates: ChatTemplates, stops: Sequence[int]) -> list[dict[str, list[int]]]:
-        """The training data as rows of the trainer's data set, checked; rank 0 keeps three for people to look at."""
+        """The training data as rows of the trainer's data set; rank 0 keeps three for people to look at, then checks all of them."""
         data = self.spec.data
         path = local_path(data.train.uri)
         examples = read_examples(path, data.format, data.system_prompt)
         rows = tokenize(tokenizer, templates, examples, data.max_length)
-        check_tokens(path, rows, stops, data.max_length)
         if cut := sum(row.cut for row in rows):
             log.warning("%d of %d examples are cut at maxLength (%d tokens)", cut, len(rows), data.max_length)
-        if self.rank == 0:
-            shown = rows[:SAMPLES]
-            for path_, render in zip(self.state.samples, (samples_text, samples_html), strict=True):
-                self.state.write(path_.name, render(tokenizer, shown))
+        if self.rank == 0:  # alone, or another's error would end it before the samples are written
+            shown = sorted(rows, key=lambda row: row.learned > 0)[:SAMPLES]
+            for sample, render in zip(self.state.samples, (samples_text, samples_html), strict=True):
+                self.state.write(sample.name, render(tokenizer, shown))
+            try:
+                check_tokens(path, rows, stops, data.max_length)
+            except UserError as error:
+                where = f"{self.state.samples[0].name} of its MLflow run (here {self.state.samples[0]})"
+                raise UserError(
+                    error.reason, f"{error}; what is learned of {len(shown)} examples stands in {where}"
+                ) from error
         return [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
 
     def held_out(self, tokenizer: Any, templates: ChatTemplates) -> dict[str, list[HeldOut]]:
