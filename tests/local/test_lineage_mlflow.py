@@ -24,6 +24,7 @@ from llmops_operator.domain.lineage import (
     Recorded,
     RegisteredVersion,
     RunEnd,
+    RunRecord,
     ServiceRecord,
     Unrecorded,
     Unresolved,
@@ -237,6 +238,20 @@ async def test_what_never_appears_in_mlflow_is_left_out_after_some_tries(news: N
     state = recorded(news, "uid-service-2", record.key)
     assert state is not None
     assert len(client.get_run(str(state.run_id)).inputs.model_inputs) == 1
+
+
+async def test_the_run_of_a_training_is_found_once_it_is_open(news: News, client: MlflowClient) -> None:
+    job: Key = ("TrainingJob", "opening", "assistant")
+    news.lineage.record(job, RunRecord(owner(job, "uid-early")))
+    news.lineage.record(job, RunRecord(owner(job, "uid-never")))
+    run = client.create_run(client.create_experiment("llmops/opening"), tags={Tag.UID.value: "uid-early"})
+    await news.until(lambda: recorded(news, "uid-early", "run") is not None)
+    found = recorded(news, "uid-early", "run")
+    assert found is not None
+    assert found.run_id == run.info.run_id
+    assert str(found.run_url).endswith(f"/runs/{run.info.run_id}")
+    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    await news.until(lambda: recorded(news, "uid-never", "run") == Recorded(None))
 
 
 async def test_the_run_of_a_training_that_died_is_ended_and_one_that_ended_is_left_alone(

@@ -96,7 +96,7 @@ records = st.one_of(
     st.just(RecordState()),
     st.just(RecordState(enabled=False)),
     st.sampled_from([Recorded("run", "http://run", "m"), Recorded(None), Unrecorded("refused", "noon")]).map(
-        lambda state: RecordState(by_key={"end:FAILED": state, "c@d": state, "c2@": state})
+        lambda state: RecordState(by_key={"run": state, "end:FAILED": state, "c@d": state, "c2@": state})
     ),
 )
 

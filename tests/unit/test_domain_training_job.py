@@ -12,7 +12,7 @@ import pytest
 from decisions import NOW, ago, running, said
 
 from llmops_api.v1alpha1 import TrainingJob, TrainingJobStatus
-from llmops_api.v1alpha1.meta import Attempt, Condition, ConditionStatus
+from llmops_api.v1alpha1.meta import Attempt, Condition, ConditionStatus, Progress
 from llmops_operator.domain.decision import Decision
 from llmops_operator.domain.lineage import Recorded, RecordState, Unrecorded
 from llmops_operator.domain.timing import Timing, timestamp
@@ -301,6 +301,25 @@ def test_the_run_of_a_failed_job_is_ended(records: RecordState, expected: tuple[
     assert (decision.record is not None) == asked
     state = records.of("end:FAILED")
     assert decision.status.run_id == (state.run_id if isinstance(state, Recorded) else None)
+
+
+RUN = RecordState(by_key={"run": Recorded("run-7", "http://run-7")})
+
+
+def test_a_training_shows_its_run_as_soon_as_that_is_open() -> None:
+    def at(percent: int, status: TrainingJobStatus, records: RecordState) -> Decision[TrainingJobStatus]:
+        seen = WorkloadStatus(State.RUNNING, progress=Progress(percent=percent))
+        return decide(TrainingInput(job(status), NOW, workloads={"assistant-train-1": seen}, records=records))
+
+    loading = at(0, TrainingJobStatus(attempts=(running(),)), RecordState())
+    assert (loading.record, loading.status.run_id) == (None, None)
+    training = at(5, loading.status, RecordState())
+    assert training.record is not None
+    assert (training.record.key, training.status.run_id) == ("run", None)
+    found = at(20, training.status, RUN)
+    assert (found.record, found.status.run_id, found.status.run_url) == (None, "run-7", "http://run-7")
+    later = at(30, found.status, RecordState())  # another control plane, which remembers nothing
+    assert (later.record, later.status.run_id) == (None, "run-7")
 
 
 def test_a_finished_job_stays_as_it_is_whatever_happens_to_its_workloads() -> None:

@@ -63,6 +63,18 @@ class ServiceRecord:
         return self.revision
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """The run that a training has opened itself: it is not written, but looked for."""
+
+    owner: Owner
+
+    @property
+    def key(self) -> str:
+        """What tells this record from the other ones of the object."""
+        return "run"
+
+
 class RunEnd(StrEnum):
     """How a run ends whose program cannot say so any more; the words are MLflow's."""
 
@@ -83,12 +95,12 @@ class EndRecord:
         return f"end:{self.end}"
 
 
-Record = IndexRecord | ServiceRecord | EndRecord
+Record = IndexRecord | ServiceRecord | RunRecord | EndRecord
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """It stands in MLflow. `run_id` is None where there was nothing to write."""
+    """It stands in MLflow. `run_id` is None where there was nothing to write, or none to be found."""
 
     run_id: str | None
     run_url: str | None = None

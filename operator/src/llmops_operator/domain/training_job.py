@@ -25,7 +25,7 @@ from llmops_operator.domain.conditions import (
 from llmops_operator.domain.decision import Decision, Event, normal, object_id, owner_of, transitions, warning, without
 from llmops_operator.domain.files import CACHE, STATE, config_file, program
 from llmops_operator.domain.fingerprint import workload_name
-from llmops_operator.domain.lineage import EndRecord, Recorded, RecordState, RunEnd, lineage_aspect
+from llmops_operator.domain.lineage import EndRecord, Recorded, RecordState, RunEnd, RunRecord, lineage_aspect
 from llmops_operator.domain.placement import asked, placed
 from llmops_operator.domain.timing import Timing, parse_timestamp, timestamp
 from llmops_operator.domain.workload import Lifecycle, Role, State, Workload, WorkloadStatus
@@ -288,8 +288,18 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
             "progress": seen.progress if seen else None,
         }
     )
+    record = None
+    if (
+        status.run_id is None and status.progress and status.progress.percent
+    ):  # it has loaded its model, and opened its run before
+        record = RunRecord(owner_of(KIND, i.job.metadata))
+        state = i.records.of(record.key)
+        if isinstance(state, Recorded):
+            record = None
+            status = status.model_copy(update={"run_id": state.run_id, "run_url": state.run_url})
     workload = trainer(i.job, tries.open.number, i.manifest(), None if left is None else max(1, int(left)))
-    return _decision(i, status, aspects, events, keep=_logs_of(i, tries.attempts), workloads=(workload,))
+    keep = _logs_of(i, tries.attempts)
+    return _decision(i, status, aspects, events, keep=keep, workloads=(workload,), record=record)
 
 
 def _running(seen: WorkloadStatus | None) -> Aspect:

@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 
 from llmops_api.lineage import DATASET_CONTEXT, MANIFEST_ARTIFACT, DatasetContext, ModelType, Tag, digest32
 from llmops_api.names import experiment_name
-from llmops_operator.domain.lineage import EndRecord, IndexRecord, Record, Recorded, ServiceRecord
+from llmops_operator.domain.lineage import EndRecord, IndexRecord, Record, Recorded, RunRecord, ServiceRecord
 
 EXTERNAL = {"mlflow.model.isExternal": "true"}
 RECORD = "llmops.dev/record"
@@ -47,6 +47,8 @@ def write(client: MlflowClient, record: Record, *, last_try: bool) -> Recorded:
             return _index(client, record)
         case ServiceRecord():
             return _service(client, record, last_try=last_try)
+        case RunRecord():
+            return _training(client, record, last_try=last_try)
         case EndRecord():
             return _end(client, record)
 
@@ -126,10 +128,23 @@ def _service(client: MlflowClient, record: ServiceRecord, *, last_try: bool) -> 
     return _recorded(client, run, model)
 
 
+def _training(client: MlflowClient, record: RunRecord, *, last_try: bool) -> Recorded:
+    run = _training_run(client, record)
+    if run is None and not last_try:
+        raise NotYet("the training has not opened its run yet")
+    if run is None:
+        return Recorded(None)
+    return Recorded(run.info.run_id, run_url(client.tracking_uri, run.info.experiment_id, run.info.run_id))
+
+
+def _training_run(client: MlflowClient, record: RunRecord | EndRecord) -> Run | None:
+    experiment = client.get_experiment_by_name(experiment_name(record.owner.namespace))
+    return _find_run(client, experiment.experiment_id, _tag(Tag.UID, record.owner.uid)) if experiment else None
+
+
 def _end(client: MlflowClient, record: EndRecord) -> Recorded:
     """End the run of a training, if there is one that has not ended."""
-    experiment = client.get_experiment_by_name(experiment_name(record.owner.namespace))
-    run = _find_run(client, experiment.experiment_id, _tag(Tag.UID, record.owner.uid)) if experiment else None
+    run = _training_run(client, record)
     if run is None:
         return Recorded(None)
     if run.info.status in ("RUNNING", "SCHEDULED"):
