@@ -44,6 +44,9 @@ def test_a_living_corpus_is_followed_with_as_little_embedding_as_possible(index:
     assert "The employee asks the console." in index.texts()["b.md"][-1]
     assert changed.serving is not None
     assert first.serving.digest != changed.serving.digest
+    assert first.serving.updated_at
+    assert changed.serving.updated_at
+    assert first.serving.updated_at < changed.serving.updated_at
 
 
 def test_payload_names_the_lines_of_the_document(index: Index) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,19 @@ async def test_documents_that_changed_in_place_are_another_run_of_the_same_colle
         news.lineage.record(INDEX, index_record("uid-index-3", digest))
     await news.until(lambda: len(news.lineage.states("uid-index-3").by_key) == 2)
     assert len(runs_of(client, "uid-index-3")) == 2
+
+
+async def test_a_run_that_was_written_late_begins_when_its_documents_were_served(
+    news: News, client: MlflowClient
+) -> None:
+    record = index_record("uid-index-6")
+    record = replace(record, version=record.version.model_copy(update={"updated_at": "2026-01-02T03:04:05.678Z"}))
+    news.lineage.record(INDEX, record)
+    await news.until(lambda: recorded(news, "uid-index-6", record.key) is not None)
+    told = recorded(news, "uid-index-6", record.key)
+    assert told is not None
+    started = client.get_run(str(told.run_id)).info.start_time
+    assert datetime.fromtimestamp(started / 1000, UTC).isoformat() == "2026-01-02T03:04:05.678000+00:00"
 
 
 async def test_a_service_revision_points_at_base_model_adapter_and_index(news: News, client: MlflowClient) -> None:

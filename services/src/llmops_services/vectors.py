@@ -57,11 +57,12 @@ class Embedded(Model):
 
 
 class Content(Model):
-    """What a finished sync left in a collection. `evaluation` holds for exactly what `evaluation_key` was made of."""
+    """What a finished sync left in a collection, since when. `evaluation` holds for exactly what `evaluation_key` was made of."""
 
     model_config = ConfigDict(extra="ignore")
 
     digest: str = ""
+    since: str | None = None
     documents: int = 0
     chunks: int = 0
     evaluation: RetrievalScores | None = None

@@ -202,6 +202,8 @@ class IndexVersion(Model):
     """The length of a vector."""
     created_at: str | None = None
     """When the collection was made."""
+    updated_at: str | None = None
+    """When its documents became what they are."""
     evaluation: RetrievalScores | None = None
 
 

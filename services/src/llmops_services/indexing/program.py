@@ -98,7 +98,9 @@ class Indexing:
         """Synchronise, measure, serve."""
         sync = self._synchronise()
         name = self._collection.name
-        content = Content(digest=sync.digest, documents=sync.documents, chunks=sync.chunks)
+        content = Content(
+            digest=sync.digest, since=self._since(sync.digest), documents=sync.documents, chunks=sync.chunks
+        )
         passed, message = None, ""
         if self._spec.evaluation and self._questions:
             content = self._evaluated(content, self._questions)
@@ -211,6 +213,13 @@ class Indexing:
             uid=owner.uid,
             created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+
+    def _since(self, digest: str) -> str | None:
+        assert self._collection.metadata is not None
+        known = self._collection.metadata.content
+        if known.digest == digest:
+            return known.since
+        return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def _evaluated(self, content: Content, questions: Questions) -> Content:
         """The content with its scores: those that were measured on the same documents and questions, or new ones."""

@@ -81,5 +81,6 @@ def version(collection: str, metadata: IndexMetadata) -> IndexVersion:
         chunks=content.chunks,
         dimensions=metadata.embedding.dimensions,
         created_at=metadata.created_at,
+        updated_at=content.since,
         evaluation=content.evaluation,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
@@ -28,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from llmops_api.lineage import DATASET_CONTEXT, MANIFEST_ARTIFACT, DatasetContext, ModelType, Tag, digest32
 from llmops_api.names import experiment_name
 from llmops_operator.domain.lineage import EndRecord, IndexRecord, Record, Recorded, RunRecord, ServiceRecord
+from llmops_operator.domain.timing import parse_timestamp
 
 EXTERNAL = {"mlflow.model.isExternal": "true"}
 RECORD = "llmops.dev/record"
@@ -64,7 +66,8 @@ def _index(client: MlflowClient, record: IndexRecord) -> Recorded:
         "chunks": str(version.chunks),
         "dimensions": str(version.dimensions),
     }
-    run = _run(client, experiment, record, version.collection, facts, _verdict(record))
+    began = parse_timestamp(version.updated_at) if version.updated_at else None
+    run = _run(client, experiment, record, version.collection, facts, _verdict(record), began)
     datasets = [
         _dataset(DatasetContext.DOCUMENTS, source.name, source.uri, source.digest, documents=source.documents)
         for source in record.sources
@@ -195,8 +198,11 @@ def _run(
     version: str,
     facts: Mapping[str, str],
     more_tags: Mapping[str, str] = MappingProxyType({}),
+    began: datetime | None = None,
 ) -> Run:
-    """The run of a record, with its facts as params and the object's manifest as an artifact."""
+    """The run of a record, with its facts as params and the object's manifest as an artifact. It starts when what it tells of `began`,
+    however late it is written: by that it is found for an answer.
+    """
     owner = record.owner
     run = _find_run(client, experiment, _tag(Tag.UID, owner.uid), _tag(RECORD, record.key))
     if run is None:
@@ -207,7 +213,9 @@ def _run(
             "mlflow.source.type": "JOB",
             **more_tags,
         }
-        run = client.create_run(experiment, run_name=f"{owner.name}-{version.rsplit('.', 1)[-1]}", tags=tags)
+        start = int(began.timestamp() * 1000) if began else None
+        name = f"{owner.name}-{version.rsplit('.', 1)[-1]}"
+        run = client.create_run(experiment, start_time=start, run_name=name, tags=tags)
     params = [Param(name, facts[name]) for name in facts if name not in run.data.params]
     if params:
         client.log_batch(run.info.run_id, params=params)
