@@ -99,17 +99,9 @@ class _JsonSchema(GenerateJsonSchema):
             rules += _immutable(model)
         if rules:
             result["x-kubernetes-validations"] = rules
-        if "description" in result:
-            result["description"] = in_one_line(result["description"])
         for owner in reversed(model.__mro__):
             for field, text in FIELD_DOCS.get(owner, {}).items():
                 result["properties"][model.model_fields[field].alias or field]["description"] = text
-        return result
-
-    def enum_schema(self, schema: core_schema.EnumSchema) -> JsonSchemaValue:
-        result = super().enum_schema(schema)
-        if "description" in result:
-            result["description"] = in_one_line(result["description"])
         return result
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
@@ -152,6 +144,8 @@ def structural(node: Mapping[str, Any], defs: Mapping[str, Any], inside: tuple[s
             continue
         if key == "const":
             result["enum"] = [value]
+        elif key == "description":
+            result[key] = in_one_line(value)
         elif key == "properties":
             result[key] = {name: structural(one, defs, inside) for name, one in value.items()}
         elif key == "additionalProperties" and value is True:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmops_services.evaluation.measure import HeldOut, evenly_spaced, measure
+from llmops_api.v1alpha1.training_job import GateMetric
+from llmops_services.evaluation.measure import MAX_GENERATED, MAX_NEW_TOKENS, HeldOut, evenly_spaced, measure
 from llmops_services.evaluation.scores import Measured, decimal_string, normalize_answer, summarize, token_f1
 
 
@@ -35,7 +36,7 @@ def test_normalisation_drops_case_punctuation_articles_and_space() -> None:
 
 def test_long_answers_weigh_more_in_the_loss_and_f1_is_over_the_answered() -> None:
     scores = summarize([Measured(0, 2.0, 1, "x", 1.0), Measured(1, 3.0, 9), Measured(2, 0.0, 0, "y", 0.5)])
-    assert (scores.examples, scores.loss, scores.token_f1) == (3, "0.5000", "0.7500")
+    assert (scores.examples, scores.generated, scores.loss, scores.token_f1) == (3, 2, "0.5000", "0.7500")
     assert float(scores.perplexity) == pytest.approx(math.exp(0.5), abs=1e-4)
 
 
@@ -50,6 +51,12 @@ def test_numbers_as_the_api_writes_them() -> None:
 def test_generated_examples_are_spread_over_the_set() -> None:
     assert evenly_spaced(3, 5) == {0, 1, 2}
     assert evenly_spaced(10, 5) == {0, 2, 4, 6, 8}
+
+
+def test_the_reference_says_for_how_many_examples_and_tokens_answers_are_generated() -> None:
+    assert f"at most {MAX_GENERATED} of a set, evenly spaced over it, and cut at {MAX_NEW_TOKENS} tokens" in " ".join(
+        str(GateMetric.__doc__).split()
+    )
 
 
 def test_batched_loss_is_the_loss_of_each_example_alone(tiny_chat_model: Path) -> None:

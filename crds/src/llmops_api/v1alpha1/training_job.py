@@ -59,7 +59,9 @@ class Precision(StrEnum):
 
 
 class GateMetric(StrEnum):
-    """What the gate looks at. An improvement of `Loss` is a fall, of `TokenF1` a rise."""
+    """What the gate looks at. An improvement of `Loss` is a fall, of `TokenF1` a rise. The loss is of all examples; answers are generated
+    for at most 16 of a set, evenly spaced over it, and cut at 48 tokens: where answers are long, take `Loss`.
+    """
 
     LOSS = "Loss"
     TOKEN_F1 = "TokenF1"  # noqa: S105 - a metric
@@ -273,13 +275,15 @@ class Scores(Model):
     """What a model reached on one data set."""
 
     examples: int
-    """How many were looked at."""
+    """How many there are."""
+    generated: int = 0
+    """For how many of them an answer was generated: at most 16, evenly spaced over the set."""
     loss: DecimalString
-    """In nats a token."""
+    """In nats a token, over all examples."""
     perplexity: DecimalString
     """exp(loss)."""
     token_f1: DecimalString
-    """Of greedy answers."""
+    """Of greedy answers, cut at 48 tokens, for the examples that one was generated for."""
 
 
 class ScoreTable(Model):

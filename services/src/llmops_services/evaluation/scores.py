@@ -56,6 +56,7 @@ def summarize(measured: Iterable[Measured]) -> Scores:
     answered = [row.token_f1 for row in rows if row.token_f1 is not None]
     return Scores(
         examples=len(rows),
+        generated=len(answered),
         loss=decimal_string(loss),
         perplexity=decimal_string(math.exp(min(loss, 700.0))),  # exp(710) is more than a float holds
         token_f1=decimal_string(sum(answered) / len(answered) if answered else 0.0),
