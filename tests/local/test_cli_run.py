@@ -222,7 +222,7 @@ def _refuse_a_second_daemon(home: Path, pid: int) -> None:
 
 def test_what_fails_for_good_ends_the_run_with_its_sentence(home: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(
-        (folder / "index.yaml").read_text().replace("name: handbook", "name: broken").replace("maxTokens: 32", "maxTokens: 4096")
+        (folder / "index.yaml").read_text().replace("name: handbook", "name: broken").replace("embedding: {", f"embedding: {{documentPrefix: {'policy ' * 40!r}, ")
         .replace("file://./documents", f"file://{folder}/documents")
     )  # fmt: skip
     done = llmops(home, "run", str(tmp_path), "--timeout", "9m")

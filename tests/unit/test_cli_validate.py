@@ -7,10 +7,16 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from llmops_api.v1alpha1.embedding_index import Chunking
 from llmops_operator.cli.app import execute
 from llmops_operator.cli.data_files import check_data
 from llmops_operator.cli.manifests import read_manifests, with_absolute_files
+from llmops_services.embedding import Tokens
+from llmops_services.indexing.chunking import Chunker
+from llmops_services.program import UserError
 
 JOB = """\
 apiVersion: llmops.dev/v1alpha1
@@ -175,6 +181,42 @@ def test_a_fault_is_shown_with_its_place_and_what_to_write(
     text, old, new = change
     assert old in text
     assert errors(folder, text.replace(old, new), capsys) == [expected.replace("FOLDER", str(folder))]
+
+
+@pytest.mark.parametrize("command", [["validate", "-f"], ["apply", "-f"], ["run"]], ids=lambda command: command[0])
+def test_chunks_that_the_model_does_not_read_whole_are_refused_before_anything_starts(
+    command: list[str], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMOPS_HOME", str(folder / "home"))
+    model = folder / "model"
+    (model / "0_Transformer").mkdir(parents=True)
+    (model / "modules.json").write_text('[{"idx": 0, "path": "0_Transformer"}]')
+    (model / "0_Transformer" / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
+    (model / "config.json").write_text('{"max_position_embeddings": 64}')  # not what the transformer's own folder says
+    text = INDEX.replace("hf://organisation/embedder", "file://./model")
+    (folder / "index.yaml").write_text(text + "  chunking: {maxTokens: 129}\n")
+    assert execute([*command, str(folder)]) == 1
+    sentence = (
+        f"chunking.maxTokens is 129, but file://{model} reads only 128 tokens of a text (special tokens included): what is beyond "
+        "them would never be found. Write maxTokens: 128 or less, or take a model that reads more"
+    )
+    assert capsys.readouterr().err == f"error: {folder}/index.yaml:10: spec.chunking.maxTokens: {sentence}\n"
+    assert not (folder / "home").exists()
+    tokens = Tokens(Tokenizer(WordLevel()), special=2, maximum=128)
+    with pytest.raises(UserError) as caught:  # the program says the same
+        Chunker(tokens, Chunking(max_tokens=129), "", f"file://{model}")
+    assert str(caught.value) == sentence
+
+
+def test_chunks_as_long_as_the_model_reads_are_right(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "model").mkdir()
+    config = folder / "model" / "config.json"
+    text = INDEX.replace("hf://organisation/embedder", "file://./model")
+    for positions, fault in ((512, False), (256, False), (255, True)):  # 256 is what is cut where nothing is said
+        config.write_text(f'{{"max_position_embeddings": {positions}}}')
+        assert bool(errors(folder, text, capsys)) is fault
+    config.unlink()
+    assert errors(folder, text, capsys) == []  # nothing is known: the program finds out
 
 
 def test_all_faults_of_all_objects_are_shown_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

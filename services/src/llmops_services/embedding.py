@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from llmops_api.embedding_models import tokens_read, transformer_folder
 from llmops_api.reasons import FailureReason
 from llmops_services.program import UserError
 from llmops_services.uris import cache_dir, file_digest, local_path
@@ -79,7 +80,7 @@ class Tokens:
     @classmethod
     def load(cls, path: Path) -> Tokens:
         """Read `tokenizer.json` and the length limit from a model's folder. Raises `UserError` when it is no embedding model."""
-        first = _first_module(path)
+        first, maximum = transformer_folder(path), tokens_read(path)
         file = next((found for found in (first / "tokenizer.json", path / "tokenizer.json") if found.is_file()), None)
         if file is None:
             raise UserError(
@@ -94,7 +95,12 @@ class Tokens:
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer, tokenizer.num_special_tokens_to_add(False), _max_tokens(first))
+        if maximum is None:
+            raise UserError(
+                FailureReason.MODEL_UNREADABLE,
+                f"{first} does not say how many tokens the model reads; write max_seq_length into sentence_bert_config.json",
+            )
+        return cls(tokenizer, tokenizer.num_special_tokens_to_add(False), maximum)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text, without the special ones."""
@@ -198,32 +204,6 @@ class Embedder:
             show_progress_bar=False,
         )
         return np.asarray(found, dtype=np.float32)
-
-
-def _first_module(path: Path) -> Path:
-    """The folder of the transformer within a sentence-transformers model, the model's own folder when it is a plain one."""
-    modules: Any = _read_json(path / "modules.json")
-    if isinstance(modules, list) and modules and isinstance(modules[0], dict):
-        return path / str(modules[0].get("path", ""))
-    return path
-
-
-def _max_tokens(folder: Path) -> int:
-    """What sentence-transformers takes as `max_seq_length`."""
-    said = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    if isinstance(said, int) and said > 0:
-        return said
-    limits = (
-        _read_json(folder / "tokenizer_config.json").get("model_max_length"),
-        _read_json(folder / "config.json").get("max_position_embeddings"),
-    )
-    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < 1_000_000]
-    if not known:
-        raise UserError(
-            FailureReason.MODEL_UNREADABLE,
-            f"{folder} does not say how many tokens the model reads; write max_seq_length into sentence_bert_config.json",
-        )
-    return min(known)
 
 
 def _read_json(path: Path) -> Any:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from llmops_api.embedding_models import chunks_too_long, tokens_read
+from llmops_api.v1alpha1.embedding_index import Chunking
 from llmops_operator.cli.faults import Fault
 from llmops_operator.cli.manifests import Document
 from llmops_operator.domain.sentences import Loc
@@ -20,6 +22,18 @@ FAULTS_PER_FILE = 10
 
 Check = Callable[[dict[str, Any]], str | None]
 """What is wrong with one line of a file, or None."""
+
+
+def check_chunks(document: Document) -> list[Fault]:
+    """Whether a valid EmbeddingIndex cuts longer chunks than its embedding model reads, where the model lies on this machine."""
+    spec = document.value["spec"]
+    if document.value["kind"] != "EmbeddingIndex" or not isinstance(
+        path := _local(spec["embedding"]["model"]["uri"]), Path
+    ):
+        return []
+    asked, read = Chunking.model_validate(spec.get("chunking", {})).max_tokens, tokens_read(path)
+    too_long = read and chunks_too_long(asked, spec["embedding"]["model"]["uri"], read)
+    return [document.fault(("spec", "chunking", "maxTokens"), too_long)] if too_long else []
 
 
 def check_data(document: Document) -> list[Fault]:

@@ -12,7 +12,7 @@ from llmops_operator.backends.local.admission import Refused
 from llmops_operator.backends.local.database import StoreError
 from llmops_operator.backends.local.home import Home
 from llmops_operator.backends.local.store import Applied, SqliteStore
-from llmops_operator.cli.data_files import check_data
+from llmops_operator.cli.data_files import check_chunks, check_data
 from llmops_operator.cli.faults import CommandError, Faults
 from llmops_operator.cli.kinds import BY_KIND, Target, parse_targets
 from llmops_operator.cli.laptop import Laptop, daemon_runs
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 def valid_documents(names: Sequence[str], namespace: str | None) -> list[Document]:
     """The objects of manifests, every one of them valid, with absolute URIs and a namespace. Raises `Faults`."""
     documents = [_with_namespace(with_absolute_files(document), namespace) for document in read_manifests(names)]
-    if faults := check(documents):
+    if faults := check(documents) or [fault for document in documents for fault in check_chunks(document)]:
         raise Faults(faults)
     return documents
 

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from llmops_api.embedding_models import chunks_too_long
 from llmops_api.reasons import FailureReason
 from llmops_api.v1alpha1.embedding_index import Chunking, ChunkingStrategy
 from llmops_services.embedding import Tokens
@@ -79,13 +80,8 @@ class Chunker:
         self._max = chunking.max_tokens
         self._markdown = chunking.strategy is ChunkingStrategy.MARKDOWN
         self._room = chunking.max_tokens - tokens.special - tokens.count([document_prefix])[0]
-        if chunking.max_tokens > tokens.maximum:
-            raise UserError(
-                FailureReason.CHUNKS_TOO_LONG,
-                f"chunking.maxTokens is {chunking.max_tokens}, but {model} reads only {tokens.maximum} tokens of a text (its "
-                f"{tokens.special} special tokens included): what is beyond them would never be found. Write maxTokens: "
-                f"{tokens.maximum} or less, or take a model that reads more",
-            )
+        if too_long := chunks_too_long(chunking.max_tokens, model, tokens.maximum):
+            raise UserError(FailureReason.CHUNKS_TOO_LONG, too_long)
         if self._room < LEAST_TEXT_TOKENS:
             raise UserError(
                 FailureReason.CHUNKS_TOO_SHORT,
