@@ -123,12 +123,14 @@ def test_there_are_enough_documents_in_each_area_and_nothing_else() -> None:
     assert sum((DOCUMENTS / path).stat().st_size for path in document_paths()) < 600_000
 
 
-def test_documents_are_10_to_300_lines_long() -> None:
+def test_documents_are_10_to_300_lines_long_and_of_all_lengths_between() -> None:
     lengths = {path: len(read(DOCUMENTS / path).splitlines()) for path in document_paths()}
     assert [path for path, length in lengths.items() if not 10 <= length <= 300] == []
-    assert sum(length <= 12 for length in lengths.values()) >= 3
-    assert sum(length >= 200 for length in lengths.values()) >= 3
-    assert sum(30 <= length <= 120 for length in lengths.values()) > len(lengths) / 2
+    assert min(lengths.values()) <= 12
+    assert max(lengths.values()) >= 290
+    ascending = sorted(lengths.values())
+    assert max(b - a for a, b in pairwise(ascending)) <= 40, ascending
+    assert sum(30 <= length <= 120 for length in ascending) > len(ascending) / 2
 
 
 @pytest.mark.parametrize("path", document_paths())
