@@ -75,12 +75,6 @@ class Children:
     async def start(self) -> None:
         """Begin to watch; returns when everything that is there is known."""
         self._tasks = [asyncio.create_task(informer.run()) for informer in self._informers]
-        synced = asyncio.create_task(self._synced())
-        done, _ = await asyncio.wait([synced, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-
-    async def _synced(self) -> None:
         for informer in self._informers:
             await informer.synced.wait()
 

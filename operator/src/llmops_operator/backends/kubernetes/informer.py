@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 ABSENT_SECONDS = 10.0
 """How often it is looked whether a kind that the cluster does not have has come."""
 FIRST_SECONDS, CAP_SECONDS = 0.2, 30.0
+HELD_SECONDS = 5.0
+"""A watch that ends after this long was none that is refused again and again: it begins anew at once."""
 
 
 class Informer:
@@ -43,12 +46,15 @@ class Informer:
         self._selector, self._namespace, self._changed, self._gone = selector, namespace, changed, gone
 
     async def run(self) -> None:
-        """Keep the cache until cancelled. What fails is tried again, ever more slowly."""
-        failures = 0
+        """Keep the cache until cancelled. Whatever fails is logged and tried again, ever more slowly: who died here would leave his kind
+        unseen, and nobody would know.
+        """
+        now = asyncio.get_running_loop().time
+        failures, watched_from = 0, math.inf
         while True:
             try:
                 version = await self._list()
-                failures = 0
+                watched_from = now()
                 await self._watch(version)
             except Gone:
                 log.info("the history of %s is gone: listing them anew", self._resource.plural)
@@ -56,11 +62,19 @@ class Informer:
                 self.absent = True
                 self.synced.set()
                 await asyncio.sleep(ABSENT_SECONDS)
-            except Unavailable as error:
-                failures += 1
-                log.log(logging.WARNING if failures > 1 else logging.INFO, "%s: %s", self._resource.plural, error)
+            except Exception as error:
+                failures = 1 if now() - watched_from > HELD_SECONDS else failures + 1
+                watched_from = math.inf
+                self._log(error, failures)
                 pause = min(CAP_SECONDS, FIRST_SECONDS * 2.0 ** min(failures, 20))
                 await asyncio.sleep(pause * (1 + 0.2 * random.random()))  # noqa: S311
+
+    def _log(self, error: Exception, failures: int) -> None:
+        if isinstance(error, Unavailable):
+            level = logging.WARNING if failures > 1 else logging.INFO
+            log.log(level, "%s: %s", self._resource.plural, error)
+        else:
+            log.error("watching %s failed; it begins anew", self._resource.plural, exc_info=error)
 
     async def _list(self) -> str:
         # A list says apiVersion and kind once, for all of its items.
