@@ -157,7 +157,7 @@ async def test_removing_waits_for_pods_that_end_slowly(
     await backend.apply(owner, TRAINER)
     pod(api_server, owner, TRAINER, "train-1-abc", phase="Running")
     await eventually(lambda: backend.observe(owner)[TRAINER.name].state is State.RUNNING)
-    with pytest.raises(NotYet, match="still ending"):
+    with pytest.raises(NotYet, match=r"handbook-train-1 is still ending: pod train-1-abc$"):
         await backend.remove(owner, TRAINER.name)
     # The garbage collector, which does not run here, deletes the pods first and then the Job.
     api_server.kubectl("delete", "pod", "train-1-abc", "-n", owner.namespace, "--grace-period=0", "--force")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from world import I, R, T, World, index, job, ready, service
 
-from llmops_operator.controllers.ports import Key, NotYet
+from llmops_operator.controllers.ports import Key, NotYet, Unavailable
 from llmops_operator.domain.workload import Lifecycle, Owner, Role, Workload
 
 
@@ -44,6 +44,9 @@ async def test_an_index_that_was_never_synced_goes_without_the_vector_store(worl
 
 
 async def test_nothing_is_dropped_while_a_sync_still_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.options = replace(world.options, timing=replace(world.options.timing, drop_deadline=60))
+    await world.die()
+    world.start()
     await ready(world)
     remove = world.backend.remove
     ending = True
@@ -55,12 +58,37 @@ async def test_nothing_is_dropped_while_a_sync_still_ends(world: World, monkeypa
 
     monkeypatch.setattr(world.backend, "remove", slow)
     world.store.delete(I)
-    await world.until(lambda: world.status(I)["phase"] == "Deleting")
+    await world.until(lambda: world.condition(I, "Ready")["reason"] == "CollectionsNotDropped")
+    assert world.condition(I, "Ready")["message"].startswith("handbook-sync-1 is still ending. ")
     await world.settled()
     assert world.collections.tries == 0
     ending = False
     await world.until(lambda: world.store.get(I) is None)
     assert world.collections.uids == {}
+
+
+@pytest.mark.parametrize("error", [NotYet, Unavailable])
+async def test_a_sync_that_does_not_end_holds_up_a_deletion_only_so_long_and_is_removed_when_it_can_be(
+    error: type[Exception], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ready(world)
+    remove = world.backend.remove
+    ending = True
+
+    async def slow(owner: Owner, name: str) -> None:
+        if ending and owner.kind == "EmbeddingIndex":
+            raise error(f"{name} is still ending")
+        await remove(owner, name)
+
+    monkeypatch.setattr(world.backend, "remove", slow)
+    world.store.delete(I)
+    await world.until(lambda: world.store.get(I) is None)
+    assert world.collections.tries == 0
+    left = next(event for event in world.store.events if event[2] == "CollectionsLeftBehind")
+    assert "handbook-sync-1 is still ending. Drop the alias default.handbook" in left[3]
+    assert "handbook-sync-1" in world.backend.names
+    ending = False
+    await world.until(lambda: not any(owner.kind == "EmbeddingIndex" for owner in world.backend.owners()))
 
 
 async def test_what_another_index_of_the_same_name_has_made_stays(world: World) -> None:

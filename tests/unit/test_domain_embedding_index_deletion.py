@@ -32,29 +32,36 @@ def deleted(
 
 
 AWAY = "Qdrant is away"
-DELETIONS: dict[str, tuple[Decision[EmbeddingIndexStatus], str | None, bool | None, float | None]] = {
-    "the collections are dropped": (deleted(), "default.handbook", False, None),
-    "after the deadline they are tried, too": (deleted(500), "default.handbook", False, None),
-    "they could not be dropped": (deleted(20, AWAY), None, None, 10),
-    "they could not be dropped just before the deadline": (deleted(118, AWAY), None, None, 2),
-    "they could not be dropped for too long": (deleted(120, AWAY), None, False, None),
-    "there is nothing to drop": (deleted(status=EmbeddingIndexStatus()), None, False, None),
-    "the policy was changed at the last moment": (deleted(deletionPolicy="Retain"), None, False, None),
-    "the policy was changed when they could not be dropped": (deleted(9, AWAY, deletionPolicy="Retain"), None, False, None),
-    "somebody else's finalizer holds it": (deleted(finalizers=("example.org/theirs",)), None, None, None),
+ENDING = "handbook-sync-1 is still ending"
+DELETIONS: dict[str, tuple[Decision[EmbeddingIndexStatus], bool, str | None, bool | None, float | None]] = {
+    "the collections are dropped": (deleted(), True, "default.handbook", False, None),
+    "after the deadline they are tried, too": (deleted(500), True, "default.handbook", False, None),
+    "they could not be dropped": (deleted(20, AWAY), False, None, None, 10),
+    "they could not be dropped just before the deadline": (deleted(118, AWAY), False, None, None, 2),
+    "they could not be dropped for too long": (deleted(120, AWAY), False, None, False, None),
+    "a sync does not end": (deleted(20, ENDING), False, None, None, 10),
+    "a sync does not end for too long": (deleted(120, ENDING), False, None, False, None),
+    "there is nothing to drop": (deleted(status=EmbeddingIndexStatus()), False, None, False, None),
+    "the policy was changed at the last moment": (deleted(deletionPolicy="Retain"), False, None, False, None),
+    "the policy was changed when they could not be dropped": (deleted(9, AWAY, deletionPolicy="Retain"), False, None, False, None),
+    "somebody else's finalizer holds it": (deleted(finalizers=("example.org/theirs",)), True, None, None, None),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("decision", "drop", "finalizer", "after"), DELETIONS.values(), ids=DELETIONS)
+@pytest.mark.parametrize(("decision", "removes", "drop", "finalizer", "after"), DELETIONS.values(), ids=DELETIONS)
 def test_a_deletion(
-    decision: Decision[EmbeddingIndexStatus], drop: str | None, finalizer: bool | None, after: float | None
+    decision: Decision[EmbeddingIndexStatus],
+    removes: bool,
+    drop: str | None,
+    finalizer: bool | None,
+    after: float | None,
 ) -> None:
     assert decision.drop == drop
     assert decision.finalizer is finalizer
     assert decision.requeue_after == (pytest.approx(after) if after else None)
     assert decision.workloads == ()
-    assert decision.discard_volumes
-    assert "handbook-drop" in decision.remove
+    assert decision.discard_volumes is removes
+    assert ("handbook-drop" in decision.remove) is removes
 
 
 def test_the_last_sync_has_to_end_before_anything_is_dropped_even_where_only_its_pods_are_left() -> None:

@@ -215,8 +215,13 @@ class ControlPlane:
         after.append(await self._write_status(key, found, decision.status.dump()))
         for event in decision.events:
             await self._tell(key, event)
-        for name in decision.remove:
-            await self._backend.remove(owner, name)
+        try:
+            for name in decision.remove:
+                await self._backend.remove(owner, name)
+        except (NotYet, Unavailable) as reason:
+            if not decision.drop:
+                raise
+            return await self.reconcile(key, not_dropped=str(reason))
         for workload in decision.workloads:
             await self._backend.apply(owner, workload)
         if decision.discard_volumes:

@@ -286,35 +286,33 @@ def _phase(spec: EmbeddingIndexSpec, tries: Tries, ready: Aspect) -> str:
 
 
 def _deleted(i: IndexInput) -> Decision[EmbeddingIndexStatus]:
-    """Drop the collections, when that is asked for and there are any. A vector store that is away holds the object up no longer than
-    the deadline.
+    """Drop the collections, when that is asked for and there are any. Neither a vector store that is away nor a pod that does not end
+    holds the object up longer than the deadline: what still runs for it is removed when it is gone, too.
     """
     index, status = i.index, i.index.status
     # The last sync may have pods where it is not observed any more: they too have to end before anything is dropped.
     syncs = (sync_name(index, attempt.number) for attempt in status.attempts[-1:])
-    gone = Decision(status, remove=tuple(sorted({*i.workloads, *syncs})), discard_volumes=True, finalizer=False)
+    gone = Decision(status, remove=tuple(sorted({*i.workloads, *syncs})), discard_volumes=True)
     if FINALIZER not in index.metadata.finalizers:
-        return replace(gone, finalizer=None)
-    if index.spec.deletion_policy is DeletionPolicy.RETAIN or not status.attempts:
         return gone
+    if index.spec.deletion_policy is DeletionPolicy.RETAIN or not status.attempts:
+        return Decision(status, finalizer=False)
     alias = index_alias(index.metadata.namespace, index.metadata.name)
     status = status.model_copy(update={"phase": "Deleting", "progress": None})
     if not i.not_dropped:
-        return replace(gone, status=status, drop=alias)
+        return replace(gone, status=status, drop=alias, finalizer=False)
     waited = seconds_since(str(index.metadata.deletion_timestamp), i.now)
     left = i.timing.drop_deadline - waited
     if left <= 0:
         said = f"gave up dropping the collections after {int(waited)} s: {i.not_dropped}"
         by_hand = f"{said}. Drop the alias {alias} and the collections {alias}.* by hand"
-        return replace(gone, events=(warning(Reason.COLLECTIONS_LEFT_BEHIND, by_hand),))
+        return Decision(status, finalizer=False, events=(warning(Reason.COLLECTIONS_LEFT_BEHIND, by_hand),))
     why = f"{i.not_dropped}. It is tried again until {i.timing.drop_deadline:g} s after the deletion"
     aspects: dict[str, Aspect] = {On.READY: fails(Reason.COLLECTIONS_NOT_DROPPED, why)}
     generation = index.metadata.generation
     conditions = updated(status.conditions, aspects, On, generation=generation, now=timestamp(i.now))
-    return replace(
-        gone,
-        status=status.model_copy(update={"conditions": conditions}),
-        finalizer=None,
+    return Decision(
+        status.model_copy(update={"conditions": conditions}),
         events=transitions(status.conditions, aspects),
         requeue_after=min(i.timing.retry_first, left),
     )

@@ -182,7 +182,7 @@ class Children:
                 async with asyncio.timeout_at(deadline):
                     await went.wait()
             except TimeoutError:
-                raise NotYet(f"{name} is still ending") from None
+                raise NotYet(f"{name} is still ending{_on_nodes(self._of_workload(owner, name))}") from None
         self._going.pop(owner, None)
 
     def _keep(self, manifest: Manifest) -> None:
@@ -207,6 +207,16 @@ class Children:
         if family.owner in self._going:
             self._going[family.owner].set()
         self._tell(family.owner)
+
+
+def _on_nodes(children: Iterable[Manifest]) -> str:
+    """Which pods are left, and where: those of a node that is lost end when it is back, or is deleted."""
+    left = [
+        f"pod {one['metadata']['name']}" + (f" on node {node}" if (node := one["spec"].get("nodeName")) else "")
+        for one in children
+        if one["kind"] == "Pod"
+    ]
+    return f": {', '.join(left)}" if left else ""
 
 
 def _same_owner(manifest: Manifest, live: Manifest) -> None:
