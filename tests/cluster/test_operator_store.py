@@ -269,8 +269,9 @@ async def test_the_watch_goes_on_after_the_api_server_was_away(namespace: str, a
 
 async def test_the_same_event_is_counted_and_a_long_one_cut(namespace: str, api_server: ApiServer) -> None:
     async with cluster(namespace) as real:
-        await real.apply(operators.manifest("EmbeddingIndex", namespace, "a"))
-        for message in ["no such file", "no such file", "no such file", "ä" * 2000]:
+        for number, message in enumerate(["no such file", "no such file", "no such file", "ä" * 2000]):
+            note = {"example.com/note": str(number)}
+            await real.apply(operators.manifest("EmbeddingIndex", namespace, "a", annotations=note))
             await real.store.record_event(real.key("a"), type_="Warning", reason="Missing", message=message)
         await real.events.flush(10)
         found = api_server.kubectl.get("events.events.k8s.io", "-n", namespace)["items"]
@@ -278,6 +279,19 @@ async def test_the_same_event_is_counted_and_a_long_one_cut(namespace: str, api_
         assert all(len(one["note"].encode()) <= 1024 for one in found)
         assert {one["regarding"]["name"] for one in found} == {"a"}
         assert "no such file" in api_server.kubectl("describe", "embeddingindex", "a", "-n", namespace)
+
+
+async def test_an_event_about_the_same_version_of_an_object_is_told_once_and_not_again_after_a_restart(
+    namespace: str, api_server: ApiServer
+) -> None:
+    api_server.kubectl.apply(operators.manifest("EmbeddingIndex", namespace, "a"))
+    for _ in range(2):
+        async with cluster(namespace) as real:
+            for _ in range(2):
+                await real.store.record_event(real.key("a"), type_="Warning", reason="Invalid", message="no")
+            await real.events.flush(10)
+        [event] = api_server.kubectl.get("events.events.k8s.io", "-n", namespace)["items"]
+        assert event.get("series") is None
 
 
 async def test_a_write_that_is_pushed_back_is_made_once_after_the_pause_asked_for(

@@ -58,7 +58,9 @@ class Store(Protocol):
         """Add or remove a finalizer; an object marked for deletion goes when its last one is removed. Raises `NotFound`."""
 
     async def record_event(self, key: Key, *, type_: str, reason: str, message: str) -> None:
-        """Tell people about a transition (`Normal` or `Warning`); the same event again is counted, not repeated."""
+        """Tell people about a transition (`Normal` or `Warning`); the same event again is counted, not repeated,
+        and about the same version of the object it is no news.
+        """
 
     def subscribe(self, listener: Callable[[Key], None]) -> None:
         """Call `listener` with the key of each object that is there, and of each that changes or goes, from the event loop's thread."""

@@ -1,7 +1,8 @@
 """Events in events.k8s.io/v1, written in the background: the same one again within a while is a series that counts, not another object.
 
-They are asked for when a decision finds a transition, which is compared with the status that was written: none comes again
-because the operator was restarted.
+They are asked for when a decision finds a transition, which is compared with the status that was written. An object whose status cannot be
+written is found so at each look: so the same event about the same version of an object is told once, and has a name of its own. None comes
+again because the operator was restarted.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from llmops_operator.backends.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Client
 from llmops_operator.controllers.ports import Conflict, NotFound, Refused, Unavailable
+from llmops_operator.domain.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class _Series:
     path: str
     count: int
     last: float
+    version: str
+    """Of the object, when it was told last."""
 
 
 class EventRecorder:
@@ -72,10 +76,11 @@ class EventRecorder:
             "uid": metadata["uid"],
             "resourceVersion": metadata["resourceVersion"],
         }
-        name = f"{metadata['name']}.{time.time_ns():x}"
+        told = _Told(metadata["uid"], type_, reason, note)
+        name = f"{metadata['name']}.{fingerprint({**asdict(told), 'version': metadata['resourceVersion']})[:16]}"
         queue = self._queues[hash(metadata["uid"]) % WRITERS]
         try:
-            queue.put_nowait((name, _Told(metadata["uid"], type_, reason, note), reference))
+            queue.put_nowait((name, told, reference))
             self._dropping = False
         except asyncio.QueueFull:
             if not self._dropping:
@@ -121,8 +126,10 @@ class EventRecorder:
         return await self._write(name, told, regarding)
 
     async def _write(self, name: str, told: _Told, regarding: dict[str, Any]) -> None:
-        now = time.monotonic()
+        now, version = time.monotonic(), regarding["resourceVersion"]
         known = self._series.get(told)
+        if known is not None and known.version == version:
+            return
         if known is not None and now - known.last < SERIES_SECONDS:
             body = {"series": {"count": known.count + 1, "lastObservedTime": _now()}}
             try:
@@ -130,15 +137,15 @@ class EventRecorder:
             except NotFound:  # events are kept for an hour only, and anybody may delete them
                 pass
             else:
-                known.count, known.last = known.count + 1, now
+                known.count, known.last, known.version = known.count + 1, now, version
                 self._series.move_to_end(told)
                 return
         path = f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events"
         body = self._event(name, told, regarding)
-        # Of the same name is only the same event, written by a try whose answer was lost.
+        # Of the same name is only the same event, written by a try whose answer was lost, or before a restart.
         with contextlib.suppress(Conflict):
             await self._client.ask("POST", path, query={"fieldManager": FIELD_MANAGER}, body=body)
-        self._series[told] = _Series(f"{path}/{name}", 1, now)
+        self._series[told] = _Series(f"{path}/{name}", 1, now, version)
         while len(self._series) > SERIES:
             self._series.popitem(last=False)
 
