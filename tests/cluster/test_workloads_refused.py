@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rendered_workloads import CONFIG, GATEWAY, TRAINER
+from waiting import eventually
+from workloads import patch_status, pod
 
 from harness.api_server import ApiServer
 from llmops_operator.backends.kubernetes import listening
@@ -16,7 +17,7 @@ from llmops_operator.backends.kubernetes.backend import KubernetesBackend
 from llmops_operator.backends.kubernetes.client import Client
 from llmops_operator.backends.kubernetes.config import ConnectionSecret
 from llmops_operator.controllers.ports import NotYet
-from llmops_operator.domain.workload import Owner, State
+from llmops_operator.domain.workload import Owner, State, Workload, WorkloadStatus
 
 
 async def test_without_kuberay_several_workers_wait_and_say_for_what(backend: KubernetesBackend, owner: Owner) -> None:
@@ -71,30 +72,48 @@ async def test_a_connection_that_is_not_there_is_told(client: Client, owner: Own
     await backend.stop()
 
 
+def warn(server: ApiServer, one: dict[str, Any], reason: str, message: str) -> None:
+    """As a controller of Kubernetes would."""
+    metadata = one["metadata"]
+    about = {"kind": one["kind"], **{key: metadata[key] for key in ("name", "namespace", "uid")}}
+    name = {"name": f"{metadata['name']}.{reason.lower()}", "namespace": metadata["namespace"]}
+    head = {"apiVersion": "v1", "kind": "Event", "metadata": name, "involvedObject": about}
+    server.kubectl.apply({**head, "type": "Warning", "reason": reason, "message": message})
+
+
+async def asked_why(backend: KubernetesBackend, owner: Owner, workload: Workload = TRAINER) -> WorkloadStatus:
+    """What is said of a workload once events were looked for."""
+    backend._listening.look_at(owner)
+    await backend._listening._collect()
+    await backend._listening._ask_why()
+    return backend.observe(owner)[workload.name]
+
+
 async def test_a_pod_that_may_not_be_made_is_told_from_the_events_of_its_job(
     backend: KubernetesBackend, owner: Owner, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening, "STUCK_SECONDS", 0.5)
-    backend._listening._acting = lambda: True
+    monkeypatch.setattr(listening, "STUCK_SECONDS", 0)
     await backend.apply(owner, TRAINER)
-    job = backend._children.get("Job", owner.namespace, TRAINER.name)
-    assert job is not None
-    event = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": "refused", "namespace": owner.namespace},
-        "involvedObject": {
-            "kind": "Job",
-            "name": TRAINER.name,
-            "namespace": owner.namespace,
-            "uid": job["metadata"]["uid"],
-        },
-        "type": "Warning",
-        "reason": "FailedCreate",
-        "message": 'pods "x" is forbidden: exceeded quota: small',
-    }
-    api_server.kubectl("apply", "-f", "-", stdin=json.dumps(event))
-    await asyncio.sleep(1)
-    await backend._listening._collect()
-    await backend._listening._ask_why()
-    assert backend.observe(owner)[TRAINER.name].reason == "QuotaExceeded"
+    [job] = backend._children.of(owner, "Job")
+    warn(api_server, job, "FailedCreate", 'pods "x" is forbidden: exceeded quota: small')
+    assert (await asked_why(backend, owner)).reason == "QuotaExceeded"
+
+
+async def test_a_volume_that_cannot_be_made_is_told_from_the_events_of_its_claim_not_of_the_pod_that_waits_for_it(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "STUCK_SECONDS", 0)
+    await backend.apply(owner, TRAINER)
+    waits = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": waits}
+    pod(api_server, owner, TRAINER, "train-1-abc", phase="Pending", conditions=[unscheduled])
+    [one] = await eventually(lambda: backend._children.of(owner, "Pod"))
+    warn(api_server, one, "FailedScheduling", waits)
+    assert (await asked_why(backend, owner)).message.startswith(waits)
+    claims = backend._children.of(owner, "PersistentVolumeClaim")
+    claim = next(one for one in claims if "state" in one["metadata"]["name"])
+    warn(api_server, claim, "ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found')
+    told = await asked_why(backend, owner)
+    name = claim["metadata"]["name"]
+    why = f'persistentvolumeclaim "{name}": storageclass.storage.k8s.io "fast" not found; look at the claim'
+    assert (told.reason, told.message[: len(why)]) == ("VolumeNotBound", why)

@@ -195,13 +195,15 @@ class Listening:
                 if any((pod.get("status") or {}).get("phase") != "Pending" for pod in pods):
                     said = ""
                 else:
-                    stuck = [main] if not pods else pods[:1]
-                    said = await self._warning([*stuck, *(one for one in children if _is_unbound(one))])
+                    # Of a pod that waits for a volume an event says no more than that; the claim's own says why.
+                    claims = [one for one in children if _is_unbound(one)]
+                    said = await self._warning([*claims, *(pods[:1] or [main])])
                 if said != self._warnings.get(key, ""):
                     self._warnings[key] = said
                     self._changed(owner)
 
     async def _warning(self, stuck: Sequence[Manifest]) -> str:
+        """What an event says of the first of them that one warns of."""
         for one in stuck:
             metadata = one["metadata"]
             if seconds_since(metadata.get("creationTimestamp")) < STUCK_SECONDS:
@@ -212,7 +214,10 @@ class Listening:
                 log.info("events of %s cannot be read: %s", metadata["name"], error)
                 continue
             if said:
-                return said[-1][:1000]
+                about = (
+                    f'persistentvolumeclaim "{metadata["name"]}": ' if one["kind"] == "PersistentVolumeClaim" else ""
+                )
+                return f"{about}{said[-1]}"[:1000]
         return ""
 
     async def _ask(self) -> None:
