@@ -117,3 +117,18 @@ async def test_a_volume_that_cannot_be_made_is_told_from_the_events_of_its_claim
     name = claim["metadata"]["name"]
     why = f'persistentvolumeclaim "{name}": storageclass.storage.k8s.io "fast" not found; look at the claim'
     assert (told.reason, told.message[: len(why)]) == ("VolumeNotBound", why)
+
+
+async def test_what_kept_a_service_from_beginning_is_forgotten_once_it_is_ready(
+    backend: KubernetesBackend, owner: Owner, api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "STUCK_SECONDS", 0)
+    await backend.apply(owner, GATEWAY)
+    [deployment] = backend._children.of(owner, "Deployment")
+    warn(api_server, deployment, "FailedCreate", 'pods "x" is forbidden: exceeded quota: small')
+    assert (await asked_why(backend, owner, GATEWAY)).reason == "QuotaExceeded"
+    counts = {"replicas": 2, "readyReplicas": 2, "availableReplicas": 2}
+    patch_status(api_server, "deployment", owner.namespace, GATEWAY.name, counts)
+    await eventually(lambda: backend._children.of(owner, "Deployment")[0]["status"].get("readyReplicas"))
+    await asked_why(backend, owner, GATEWAY)
+    assert backend._listening.heard(owner, GATEWAY.name).warning == ""

@@ -133,6 +133,8 @@ class Listening:
         self._running.put(owner, running)
         self._beginning.put(owner, running)
         for main in mains:
+            if not _runs(main):
+                self._warnings.pop((owner, main["metadata"]["name"]), None)
             if ended_at(main) and RESULT not in (main["metadata"].get("annotations") or {}):
                 await self._take_result(owner, main, pods_of(children, main))
 
