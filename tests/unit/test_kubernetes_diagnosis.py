@@ -27,13 +27,15 @@ def main(kind: str = "Job", *, result: str | None = None, role: str = "trainer",
     return {"kind": kind, "metadata": metadata, "spec": {}, "status": status}
 
 
-def pod(phase: str = "Pending", *, limits: dict[str, str] | None = None, **status: Any) -> dict[str, Any]:
+def pod(
+    phase: str = "Pending", *, limits: dict[str, str] | None = None, role: str = "trainer", **status: Any
+) -> dict[str, Any]:
     container = status.pop("container", None)
     if container:
         status["containerStatuses"] = [{"name": "c", "image": "engine:1", "restartCount": 0} | container]
     return {
         "kind": "Pod",
-        "metadata": {"name": "w-1", "labels": {WORKLOAD: "w"}, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "metadata": {"name": "w-1", "labels": {WORKLOAD: "w", ROLE: role}, "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"containers": [{"name": "c", "resources": {"limits": limits or {}}}]},
         "status": {"phase": phase, **status},
     }
@@ -89,6 +91,27 @@ def test_trouble_is_told_with_what_to_do(one: dict[str, Any], reason: str, words
     if one["status"]["phase"] == "Pending":
         status = status_of(main(), [one], NOTHING)
         assert (status.state, status.reason) == (State.PENDING, reason)
+
+
+@pytest.mark.parametrize(
+    ("role", "helps"),
+    [
+        ("trainer", "raise spec.compute.resources.memory"),
+        (
+            "engine",
+            "raise spec.compute.resources.memory, lower spec.engine.maxModelLen, or serve a smaller base model",
+        ),
+        (
+            "gateway",
+            "raise the memory that a LimitRange of the namespace gives it, or its node has (spec.compute is the engine's), "
+            "or take a smaller embedding model for the indexes",
+        ),
+    ],
+)
+def test_too_little_memory_is_told_with_what_helps_that_program(role: str, helps: str) -> None:
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    one = pod(role=role, container={"state": killed, "resources": {"limits": {"memory": "2Gi"}}})
+    assert diagnose([one]) == ("OutOfMemory", f"pod w-1 used more than its memory of 2Gi and was killed: {helps}")
 
 
 def test_a_claim_without_a_volume_is_told_when_an_event_tells_it() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from llmops_api.programs import Said
 from llmops_api.reasons import FailureReason, Reason
+from llmops_operator.backends.kubernetes.rendering.names import ROLE
 from llmops_operator.backends.kubernetes.said import failure_in, last_said
+from llmops_operator.domain.workload import Role
 
 Manifest = Mapping[str, Any]
 Finding = tuple[str, str]
@@ -26,6 +28,12 @@ _PULL = (
 _MISSING = re.compile(r"(?P<kind>secret|configmap) \"(?P<name>[^\"]+)\" not found")
 _KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret (?P<where>\S+)")
 _UNBOUND, _CLAIM = "unbound immediate PersistentVolumeClaims", "persistentvolumeclaim"
+_MEMORY_HELPS = {
+    Role.ENGINE: "raise spec.compute.resources.memory, lower spec.engine.maxModelLen, or serve a smaller base model",
+    Role.GATEWAY: "raise the memory that a LimitRange of the namespace gives it, or its node has (spec.compute is the engine's), or take a "
+    "smaller embedding model for the indexes",
+}
+"""What to do about too little of it; what a program that completes can lower is said where its attempts are closed."""
 _LACKS = re.compile(r"Insufficient (?P<what>[\w/-]+(?:\.[\w/-]+)*)")
 
 
@@ -64,7 +72,7 @@ def _of_pod(pod: Manifest) -> Finding:
             # Most claims are bound a moment later; of those that are not, an event tells.
             return OK if _UNBOUND in message else _unscheduled(message, pod)
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
-        found = _of_container(name, container)
+        found = _of_container(pod, container)
         if found != OK:
             return found
     return OK
@@ -101,7 +109,8 @@ def _asked(pod: Manifest) -> dict[str, str]:
     return found
 
 
-def _of_container(pod: str, container: Manifest) -> Finding:
+def _of_container(pod: Manifest, container: Manifest) -> Finding:
+    name = pod["metadata"]["name"]
     state = container.get("state") or {}
     waiting = state.get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
@@ -122,21 +131,23 @@ def _of_container(pod: str, container: Manifest) -> Finding:
             return told
         said = _last_line(last.get("message", ""))
         ended = f"it ended {container.get('restartCount', 0)} times, last with exit code {last.get('exitCode')}"
-        return reason, f"{ended}{f': {said}' if said else f': read kubectl logs {pod} --previous'}"
+        return reason, f"{ended}{f': {said}' if said else f': read kubectl logs {name} --previous'}"
     if reason in (Reason.CREATE_CONTAINER_ERROR, Reason.RUN_CONTAINER_ERROR):
-        return reason, f"pod {pod}: {message}"
+        return reason, f"pod {name}: {message}"
     terminated = state.get("terminated") or {}
     if terminated.get("reason") == OOM_KILLED:
         return _out_of_memory(pod, container)
     return OK
 
 
-def _out_of_memory(pod: str, container: Manifest) -> Finding:
+def _out_of_memory(pod: Manifest, container: Manifest) -> Finding:
+    metadata = pod["metadata"]
     limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
     more = f" of {limit}" if limit else ""
+    helps = _MEMORY_HELPS.get(metadata["labels"].get(ROLE), "raise spec.compute.resources.memory")
     return (
         FailureReason.OUT_OF_MEMORY,
-        f"pod {pod} used more than its memory{more} and was killed: raise spec.compute.resources.memory",
+        f"pod {metadata['name']} used more than its memory{more} and was killed: {helps}",
     )
 
 
