@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rendered_workloads import CONFIG, GATEWAY, TRAINER
 from waiting import eventually
-from workloads import Writes, pod
+from workloads import Writes, patch_status, pod
 
 from harness.api_server import ApiServer
 from llmops_operator.backends.kubernetes import connection
@@ -20,7 +20,7 @@ from llmops_operator.backends.kubernetes.config import ConnectionSecret, LeaderE
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.names import CREDENTIALS, LIVE
 from llmops_operator.controllers.ports import Unavailable
-from llmops_operator.domain.workload import Owner, State
+from llmops_operator.domain.workload import Owner, State, Workload
 
 
 async def test_applying_twice_writes_once(
@@ -185,6 +185,34 @@ async def test_credentials_are_copied_to_where_workloads_run_and_other_ones_roll
     assert copied() == {"QDRANT_API_KEY": "bA=="}
     assert credentials() != first
     await backend.stop()
+
+
+@pytest.mark.parametrize("workload", [TRAINER, GATEWAY], ids=["trainer", "gateway"])
+async def test_credentials_that_were_deleted_are_there_again_for_a_pod_that_waits_for_them(
+    workload: Workload, client: Client, owner: Owner, api_server: ApiServer, writes: Writes
+) -> None:
+    api_server.kubectl("-n", owner.namespace, "create", "secret", "generic", "ours", "--from-literal=QDRANT_API_KEY=k")
+    backend = KubernetesBackend(Api(client), connected("ours", owner.namespace))
+    await backend.start()
+    try:
+        await backend.apply(owner, workload)
+        copied = ("secret", "llmops-connection", "-n", owner.namespace)
+        api_server.kubectl("delete", *copied)
+        waiting = {"reason": "CreateContainerConfigError", "message": 'secret "llmops-connection" not found'}
+        about = {"name": "c", "image": "none", "imageID": "", "ready": False, "restartCount": 0}
+        container = {**about, "state": {"waiting": waiting}}
+        pod(api_server, owner, workload, "one", phase="Pending", containerStatuses=[container])
+        await eventually(lambda: backend.observe(owner)[workload.name].reason == "CreateContainerConfigError")
+        await backend.apply(owner, workload)
+        assert api_server.kubectl.get(*copied)["data"] == {"QDRANT_API_KEY": "aw=="}
+        patch_status(api_server, "pod", owner.namespace, "one", {"phase": "Running", "containerStatuses": None})
+        await eventually(lambda: not backend.observe(owner)[workload.name].reason)
+        await backend.apply(owner, workload)  # the pod is told of live files
+        before = list(writes.made)
+        await backend.apply(owner, workload)
+        assert writes.made == before
+    finally:
+        await backend.stop()
 
 
 async def test_a_credential_is_read_anew_and_a_secret_that_is_gone_is_named(

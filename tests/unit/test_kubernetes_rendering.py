@@ -303,7 +303,7 @@ def test_secrets_are_named_and_never_shown() -> None:
     workload = replace(GATEWAY, secrets=(Secret(Env.ENGINE_API_KEY, "engines", "apiKey"),))
     (container,) = pod_of(rendered(SERVICE, workload, config)["Deployment/chat-gateway"])["containers"]
     assert env_of(container)[Env.ENGINE_API_KEY] == {"secretKeyRef": {"name": "engines", "key": "apiKey"}}
-    assert container["envFrom"] == [{"secretRef": {"name": "llmops-connection", "optional": True}}]
+    assert container["envFrom"] == [{"secretRef": {"name": "llmops-connection"}}], "without it, no program may begin"
 
 
 def test_a_change_of_files_rolls_the_pods_and_a_change_of_live_files_does_not() -> None:

@@ -14,10 +14,11 @@ from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.children import Children, Taken
 from llmops_operator.backends.kubernetes.config import OperatorConfig
 from llmops_operator.backends.kubernetes.connection import Connection
+from llmops_operator.backends.kubernetes.diagnosis import diagnose
 from llmops_operator.backends.kubernetes.listening import Listening
 from llmops_operator.backends.kubernetes.rendering import render
 from llmops_operator.backends.kubernetes.rendering.children import main_kind
-from llmops_operator.backends.kubernetes.rendering.names import APPLIED, LIVE, UID, WORKLOAD
+from llmops_operator.backends.kubernetes.rendering.names import APPLIED, CONNECTION, LIVE, UID, WORKLOAD
 from llmops_operator.backends.kubernetes.rendering.rayjob import KIND as RAYJOB
 from llmops_operator.backends.kubernetes.status import MAINS, ended_at, is_main, pods_of, status_of
 from llmops_operator.controllers.ports import NotFound, NotYet, Refused
@@ -102,7 +103,8 @@ class KubernetesBackend:
                 return
             # It stays as it was begun; but a file that somebody deleted is there again before its pod needs it.
             manifests = tuple(one for one in manifests if self._is_missing(one) or one["kind"] == kind)
-        if main is None or (kind == "Deployment" and _differ(main, manifests[-1])):
+        changes = main is None or (kind == "Deployment" and _differ(main, manifests[-1]))
+        if changes or self._waits_for_connection(owner, workload.name):
             await self._connection.copy(owner.namespace)
         for manifest in manifests:
             await self._children.apply(manifest)
@@ -110,6 +112,12 @@ class KubernetesBackend:
             await self._children.prune(owner, workload.name, manifests)
         if workload.live_files:
             await self._refresh(owner, workload)
+
+    def _waits_for_connection(self, owner: Owner, name: str) -> bool:
+        """Whether somebody deleted the copy of the credentials: no Secret is watched, but a pod that needs it says so."""
+        pods = (one for one in self._children.of(owner, "Pod") if one["metadata"]["labels"].get(WORKLOAD) == name)
+        reason, message = diagnose(pods)
+        return reason == Reason.CREATE_CONTAINER_CONFIG_ERROR and CONNECTION in message
 
     def _is_missing(self, manifest: Mapping[str, Any]) -> bool:
         metadata = manifest["metadata"]

@@ -69,7 +69,7 @@ def pod(
         **(container or {}),
     }
     if config.connection_secret:
-        ours["envFrom"] = [{"secretRef": {"name": CONNECTION, "optional": True}}]
+        ours["envFrom"] = [{"secretRef": {"name": CONNECTION}}]
     grace = int(workload.grace_seconds) + (DRAIN_SECONDS if workload.port else 0) + 5
     spec: dict[str, Any] = {
         "containers": [ours],
