@@ -33,6 +33,7 @@ from proxies import Answer, Proxy, Write
 from stand_in import standing_in
 from waiting import wait_until
 
+from harness import addons
 from harness.api_server import ApiServer, running_api_server
 from harness.state import free_ports
 from llmops_api.names import COLLECTION_METADATA
@@ -195,6 +196,73 @@ async def test_children_that_are_edited_or_deleted_are_as_they_were_again_and_no
             assert [attempt["number"] for attempt in one["status"].get("attempts", [])] in ([], [1])
         assert operator.end() == 0
         assert "Traceback" not in operator.log.read_text()
+
+
+def reasons(server: ApiServer, namespace: str) -> set[str]:
+    """Of all conditions of all objects."""
+    return {
+        one["reason"] for each in objects(server, namespace) for one in each.get("status", {}).get("conditions", ())
+    }
+
+
+def test_a_training_that_waits_for_kuberay_says_so_and_starts_by_itself_when_that_is_there(
+    with_controllers: ApiServer, start: Start
+) -> None:
+    server = with_controllers
+    with operators.namespace(server) as namespace:
+        training = manifest("TrainingJob", namespace, "a")
+        training["spec"]["compute"] = {"workers": 2}
+        server.kubectl.apply(training)
+        operator = start(server.kubeconfig, configuration(namespace))
+        wait_until(lambda: "KubeRayMissing" in reasons(server, namespace), "a word about KubeRay", seconds=60)
+        addons.install_kuberay_crds(server.kubectl)
+        server.kubectl.await_crds("rayjobs.ray.io")
+        made = ("get", "rayjob", "a-train-1", "-n", namespace)
+        wait_until(lambda: server.kubectl.run(*made).returncode == 0, "the RayJob", seconds=60)
+        wait_until(lambda: "KubeRayMissing" not in reasons(server, namespace), "no such word any more", seconds=60)
+        assert operator.end() == 0
+        assert "Traceback" not in operator.log.read_text()
+
+
+def test_a_job_that_kueue_holds_back_is_left_so_says_so_and_goes_on_when_kueue_lets_it(
+    with_controllers: ApiServer, start: Start
+) -> None:
+    server, queue = with_controllers, {"kueue.x-k8s.io/queue-name": "gpus"}
+    with operators.namespace(server) as namespace:
+        server.kubectl.apply(manifest("TrainingJob", namespace, "a", labels=queue))
+        operator = start(server.kubeconfig, configuration(namespace))
+        wait_until(lambda: "Job/a-train-1" in children(server, namespace), "the Job", seconds=60)
+        place = ("a-train-1", "-n", namespace)
+
+        def suspend(value: bool) -> None:
+            patch = json.dumps({"spec": {"suspend": value}})
+            server.kubectl("patch", "job", *place, "--field-manager=kueue", "--type=merge", "-p", patch)
+
+        def operator_has_applied_it_again() -> None:
+            """It brings a file back that was deleted."""
+            server.kubectl("delete", "configmap", *place)
+            wait_until(lambda: "ConfigMap/a-train-1" in children(server, namespace), "the file again", seconds=60)
+
+        def job() -> dict[str, Any]:
+            found: dict[str, Any] = server.kubectl.get("job", *place, "--show-managed-fields")
+            return found
+
+        begun = job()
+        assert queue.items() <= begun["metadata"]["labels"].items()
+        for held in (True, False):
+            suspend(held)
+            wait_until(lambda: ("Queued" in reasons(server, namespace)) is held, f"Queued: {held}", seconds=60)  # noqa: B023
+            operator_has_applied_it_again()
+            now = job()
+            assert now["spec"]["suspend"] is held
+            setters = [
+                one for one in now["metadata"]["managedFields"] if "f:suspend" in one["fieldsV1"].get("f:spec", {})
+            ]
+            assert [one["manager"] for one in setters] == ["kueue"]
+        assert now["metadata"]["uid"] == begun["metadata"]["uid"]
+        [one] = objects(server, namespace)
+        assert [attempt["number"] for attempt in one["status"]["attempts"]] == [1]
+        assert operator.end() == 0
 
 
 def test_a_deleted_namespace_goes_with_all_that_is_in_it_and_the_others_are_served_on(

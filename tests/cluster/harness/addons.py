@@ -56,10 +56,14 @@ def install_dns(kubectl: Kubectl) -> None:
     )
 
 
+def install_kuberay_crds(kubectl: Kubectl) -> None:
+    """What KubeRay's objects are."""
+    kubectl("apply", "--server-side", "-f", str(binaries.module_folder(binaries.KUBERAY) / "config/crd/bases"))
+
+
 def install_kuberay(kubectl: Kubectl) -> None:
     """The KubeRay operator and its CRDs, in the namespace kuberay. It may do anything: its own RBAC is not what is tested."""
-    folder = binaries.module_folder(binaries.KUBERAY) / "config/crd/bases"
-    kubectl("apply", "--server-side", "-f", str(folder))
+    install_kuberay_crds(kubectl)
     kubectl.apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kuberay"}},
         *_account("kuberay-operator", "kuberay", "cluster-admin"),
