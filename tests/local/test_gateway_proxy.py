@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
+import re
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -204,6 +207,40 @@ def test_a_dead_engine_costs_nobody_an_answer(folder: Path, engine: stack.Runnin
             # whole answers are asked again elsewhere; a stream that has begun cannot be
             assert [got for n, got in enumerate(answers) if n % 2 == 1] == [200] * 100
             assert set(pool.map(lambda n: _ask(gateway, n % 2 == 0), range(20))) == {200}
+
+
+@contextmanager
+def _hanging(running: stack.Running) -> Iterator[None]:
+    """Connections are still taken by the kernel, and nothing is answered."""
+    os.kill(running.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+
+
+def test_an_engine_that_hangs_costs_nobody_an_answer(folder: Path) -> None:
+    body = {"model": "chat", "messages": QUESTION, "stream": True}
+    with (
+        stack.stub_engine(folder, ttft_ms=20, itl_ms=5, tokens=8) as good,
+        stack.stub_engine(folder, ttft_ms=20, itl_ms=100, tokens=600) as hanging,
+        stack.gateway(folder, stack.gateway_config([hanging.url])) as gateway,
+        ThreadPoolExecutor(12) as pool,
+        httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body, timeout=60) as begun,
+    ):
+        pieces = begun.iter_raw()
+        next(pieces)
+        gateway.write({**stack.gateway_config([hanging.url, good.url]), "revision": "r2"})
+        gateway.wait(revision="r2")
+        wait_until(lambda: b"engines_up 2.0" in gateway.get("/metrics")[1], "both engines")
+        with _hanging(hanging):
+            answers = [pool.submit(_ask, gateway, stream) for stream in (True, False) * 5]
+            assert [answer.result(60) for answer in answers] == [200] * 10
+            assert b"engine_lost" in b"".join(pieces), "a stream that had begun ends with an error"
+        ended = re.search(r"hangs: its (\d+) answers", gateway.log.read_text())
+        assert ended is not None
+        assert int(ended[1]) > 1, "some of the ten were waiting for it"
+        wait_until(lambda: b"engines_up 2.0" in gateway.get("/metrics")[1], "it is back")
 
 
 def test_without_any_engine_a_chat_is_refused_at_once_and_served_when_one_is_back(folder: Path) -> None:

@@ -18,10 +18,12 @@ from llmops_services.gateway.limits import Limits
 class EngineLost(Exception):
     """The engine could not be reached or went away before its answer was whole."""
 
-    def __init__(self, message: str, *, stale: bool = False) -> None:
+    def __init__(self, message: str, *, stale: bool = False, silent: bool = False) -> None:
         super().__init__(message)
-        self.stale = stale
-        """Nothing came back on a connection that had been used before: it was closed while unused, the engine may be well."""
+        self.stale, self.silent = stale, silent
+        """`stale`: nothing came back on a connection that had been used before: it was closed while unused, the engine may be well.
+        `silent`: not even its host has said anything.
+        """
 
 
 class Connection(asyncio.Protocol):
@@ -39,9 +41,10 @@ class Connection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._busy = False
         self._begun = self._complete = False
-        self._keep_alive = False
+        self._stale = self._keep_alive = False
         self.exchanges = 0
         self.idle_since = 0.0
+        self.heard_at = 0.0
         self.lost: str | None = None
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
@@ -54,9 +57,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, by either side."""
-        if self._busy and not self._complete and self.head_complete and self._until_close():
-            self._complete = True
-        self.lost = str(exc) if exc else "the connection was closed"
+        if self.lost is None:  # else this side has closed it, and said why
+            if self._busy and not self._complete and self.head_complete and self._until_close():
+                self._complete = True
+            self.lost = str(exc) if exc else "the connection was closed"
+            self._stale = self.exchanges > 1 and not self._begun
         self._wake()
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
@@ -76,6 +81,7 @@ class Connection(asyncio.Protocol):
         if not self._busy:
             self.abort("bytes without a request")
             return
+        self.heard_at = self._loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -128,7 +134,7 @@ class Connection(asyncio.Protocol):
             await self._writable
         while not self.head_complete:
             if self.lost is not None:
-                raise EngineLost(self.lost, stale=self.exchanges > 1 and not self._begun)
+                raise EngineLost(self.lost, stale=self._stale)
             await self._wait()
 
     async def read(self) -> bytes:

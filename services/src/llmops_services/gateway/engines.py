@@ -2,7 +2,8 @@
 
 An engine that fails before the first byte of its answer costs nobody anything: the next one is asked, and the failed one is
 asked last until its `GET /v1/models` answers again. That call is made every few seconds anyway: it tells which models an engine
-serves, so that a request for a new adapter only goes where it is loaded.
+serves, so that a request for a new adapter only goes where it is loaded. It also finds an engine that hangs: when nothing has come
+from it, on any connection, through two calls in a row, another one is asked what waits for it (a busy one may miss a single call).
 """
 
 from __future__ import annotations
@@ -38,7 +39,15 @@ _turns = itertools.count()
 class Engine:
     """One engine: how many answers it has under way, which models it serves, and whether it lives."""
 
-    def __init__(self, url: str, *, api_key: str | None, limits: Limits, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None,
+        limits: Limits,
+        changed: Callable[[], None],
+        hangs: Callable[[Engine], None],
+    ) -> None:
         self.url = url
         self.connections = ConnectionPool(url, api_key=api_key, limits=limits)
         self.outstanding = 0
@@ -48,7 +57,9 @@ class Engine:
         self.wanted: frozenset[str] = frozenset()
         self.failure = "not looked at yet"
         self._failures = 0
-        self._changed = changed
+        self._silent_since: float | None = None
+        self._changed, self._hangs = changed, hangs
+        self._closed = False
         self._poke = asyncio.Event()
         self._task = asyncio.create_task(self._watch(), name=f"engine {url}")
 
@@ -68,7 +79,7 @@ class Engine:
 
     def answered(self) -> None:
         """It answered a chat."""
-        self._failures = 0
+        self._failures, self._silent_since = 0, None
 
     def lacks(self, model: str) -> None:
         """It answered that it does not know the model (a restart may have lost an adapter)."""
@@ -92,11 +103,15 @@ class Engine:
     def released(self) -> None:
         """An answer has ended."""
         self.outstanding -= 1
+        if self._closed and not self.outstanding:
+            self._task.cancel()
 
     def close(self) -> None:
-        """Stop looking; answers under way go on."""
-        self._task.cancel()
+        """Answers under way go on; as long as there are any, the engine is looked at."""
+        self._closed = True
         self.connections.close()
+        if not self.outstanding:
+            self._task.cancel()
 
     async def _watch(self) -> None:
         while True:
@@ -117,6 +132,8 @@ class Engine:
             pass
 
     async def _probe(self) -> None:
+        now = asyncio.get_running_loop().time
+        began = now()
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                 with await self.connections.request("GET", "/v1/models") as answer:
@@ -131,7 +148,15 @@ class Engine:
                 log.warning("engine %s is down: %s", self.url, why)
             self.up, self.failure = False, why
             self._changed()
+            silent = isinstance(error, TimeoutError) or (isinstance(error, EngineLost) and error.silent)
+            if not silent or self.connections.heard_since(began):
+                self._silent_since = None
+            else:
+                self._silent_since = self._silent_since or now()
+                if now() - self._silent_since >= PROBE_TIMEOUT_SECONDS:
+                    self._hangs(self)
             return
+        self._silent_since = None
         if not self.up:
             log.info("engine %s is up and serves %s", self.url, ", ".join(sorted(models)))
         if not self.up or models != self.models:
@@ -154,7 +179,13 @@ class Engines:
             self._engines.pop(url).close()
         for url, models in wanted.items():
             if url not in self._engines:
-                self._engines[url] = Engine(url, api_key=self._api_key, limits=self._limits, changed=self.changed.set)
+                self._engines[url] = Engine(
+                    url,
+                    api_key=self._api_key,
+                    limits=self._limits,
+                    changed=self.changed.set,
+                    hangs=self._ask_elsewhere,
+                )
             self._engines[url].want(frozenset(models))
 
     def of(self, urls: Iterable[str]) -> tuple[Engine, ...]:
@@ -164,6 +195,14 @@ class Engines:
     def up(self) -> int:
         """How many live."""
         return sum(engine.up for engine in self._engines.values())
+
+    def _ask_elsewhere(self, silent: Engine) -> None:
+        """End what waits for an engine, when there is another one to be asked: `ask` goes on with that."""
+        others = (engine for engine in self._engines.values() if engine is not silent)
+        if any(not other.wanted.isdisjoint(other.models) for other in others if other.up):
+            ended = silent.connections.cut("it hangs")
+            if ended:
+                log.warning("engine %s hangs: its %d answers under way are given up", silent.url, ended)
 
     def __len__(self) -> int:
         return len(self._engines)

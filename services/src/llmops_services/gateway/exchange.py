@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import ssl
 import time
 from collections import deque
@@ -82,6 +83,7 @@ class ConnectionPool:
             fixed["authorization"] = authorization
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items())
         self._idle: deque[Connection] = deque()
+        self._used: set[Connection] = set()
         self._closed = False
 
     async def request(
@@ -96,20 +98,22 @@ class ConnectionPool:
         encoded = (head + "\r\n").encode("latin-1")
         while True:
             connection = self._unused() or await self._open()
+            self._used.add(connection)
             try:
                 await connection.begin(encoded, body)
             except EngineLost as error:
-                connection.abort()
+                self.take_back(connection)
                 if error.stale:
                     continue
                 raise
             except BaseException:
-                connection.abort()
+                self.take_back(connection)
                 raise
             return Answer(connection, self)
 
     def take_back(self, connection: Connection) -> None:
         """Keep a connection whose answer has been read to the end, close any other."""
+        self._used.discard(connection)
         if (
             not self._closed
             and connection.at_end
@@ -119,6 +123,16 @@ class ConnectionPool:
             self._idle.append(connection)
         else:
             connection.abort()
+
+    def heard_since(self, moment: float) -> bool:
+        """Whether anything of the answers under way has come since then, in the event loop's time."""
+        return any(connection.heard_at > moment for connection in self._used)
+
+    def cut(self, why: str) -> int:
+        """End all exchanges under way with an `EngineLost`; how many there were."""
+        for connection in self._used:
+            connection.abort(why)
+        return len(self._used)
 
     def close_unused(self, *, older_than: float = 0.0) -> None:
         """Close the connections that have not been used for `older_than` seconds."""
@@ -149,10 +163,11 @@ class ConnectionPool:
                 )
         except TimeoutError as error:
             raise EngineLost(
-                f"no connection to {self._host}:{self._port} in {self.limits.connect_seconds} s"
+                f"no connection to {self._host}:{self._port} in {self.limits.connect_seconds} s", silent=True
             ) from error
         except (OSError, ssl.SSLError) as error:
-            raise EngineLost(f"no connection to {self._host}:{self._port}: {error}") from error
+            silent = error.errno == errno.EHOSTUNREACH
+            raise EngineLost(f"no connection to {self._host}:{self._port}: {error}", silent=silent) from error
         return connection
 
 
