@@ -66,7 +66,7 @@ async def test_a_version_below_its_gate_is_registered_and_not_served(world: Worl
     assert world.condition(T, "GatePassed")["message"] == "Loss fell by 0.3"
     await world.until(lambda: world.condition(R, "Ready")["reason"] == "GateNotPassed")
     assert 'TrainingJob "assistant" did not pass its gate (Loss fell by 0.3)' in world.condition(R, "Ready")["message"]
-    assert world.live("chat-engine", "adapters.json") == {"adapters": []}
+    assert world.live("chat-engine", "adapters.json") == {"adapters": [], "expectedRank": 16}
     assert "chat-gateway" not in world.backend.names
 
 

@@ -20,6 +20,7 @@ from service_decisions import (
     missing_for,
     revision_of,
     serving,
+    trained,
 )
 
 from llmops_api.v1alpha1 import RagServiceStatus
@@ -109,6 +110,14 @@ def test_a_service_that_waits_for_something_is_waiting() -> None:
 
 def test_the_engine_waits_for_full_weights() -> None:
     assert said(look(BY_JOB, job=JobView(full=True)), "EngineReady")[1] == "WaitsForModel"
+
+
+def test_the_engine_starts_with_room_for_an_adapter_that_is_being_trained() -> None:
+    low, high = (look(BY_JOB, job=JobView(rank=rank)) for rank in (8, 64))
+    assert live(high, "adapters.json") == {"adapters": [], "expectedRank": 64}
+    assert low.workloads[0].files == high.workloads[0].files, "another job in its place restarts nothing"
+    done = look(BY_JOB, job=replace(trained(), rank=64))
+    assert [*live(done, "adapters.json")] == ["adapters"], "that of an adapter that is there, it says itself"
 
 
 def test_how_far_the_engine_is_is_shown_until_it_is_ready() -> None:

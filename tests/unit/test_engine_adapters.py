@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llmops_services.engine import __main__ as program
 from llmops_services.engine.adapters import AdapterSync, RankTooHigh
 from llmops_services.program import TryAgain
 
@@ -74,6 +75,35 @@ async def test_an_adapter_that_cannot_be_had_holds_up_no_other(
     await AdapterSync(url=vllm, path=wanted, max_rank=16, fetch=fetch).round()
     assert loaded == {"tiny-v2"}
     assert f"adapter tiny-v1 (mlflow://tiny/1) cannot be loaded: {fault}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("live", "rank"),
+    [
+        (None, 16),
+        ({"adapters": [], "expectedRank": 64}, 64),
+        ({"adapters": [], "expectedRank": 8}, 16),
+        ({"adapters": [{"name": "tiny-v1", "uri": "mlflow://tiny/1"}], "expectedRank": 64}, 64),
+    ],
+    ids=["nothing known", "one in training", "a low one in training", "one that MLflow does not give"],
+)
+def test_vllm_starts_with_room_for_the_adapters_that_are_known_of(
+    live: object, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    async def serve(*_: object, rank: int, **__: object) -> None:
+        started.append(rank)
+
+    monkeypatch.setattr(program, "_serve", serve)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    about = {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"}
+    config = {"object": about, "base": {"uri": tmp_path.as_uri()}, "servedName": "base", "engine": {}, "adapters": True}
+    (tmp_path / "engine.json").write_text(json.dumps(config))
+    if live is not None:
+        (tmp_path / "adapters.json").write_text(json.dumps(live))
+    program.main(str(tmp_path / "engine.json"))
+    assert started == [rank]
 
 
 async def test_a_rank_that_vllm_was_not_started_for_is_told(vllm: str, tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ class AdaptersConfig(Model):
     """The live file `config/adapters.json` of the engine: the adapters that are to be loaded, now."""
 
     adapters: tuple[AdapterToLoad, ...] = ()
+    expected_rank: int | None = None
+    """The rank of an adapter that is still being trained: an engine that starts now starts with room for it."""
 
 
 class GatewayIndex(Model):

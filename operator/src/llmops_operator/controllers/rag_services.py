@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from llmops_api.v1alpha1 import EmbeddingIndexStatus, RagService, RagServiceStatus, TrainingJobStatus
 from llmops_api.v1alpha1.meta import ModelSource
+from llmops_api.v1alpha1.training_job import Lora
 from llmops_operator.controllers.gathering import Look
 from llmops_operator.controllers.ports import Key, Manifest, Store
 from llmops_operator.domain.admission import tolerant
@@ -53,7 +54,12 @@ def _job(store: Store, key: Key) -> JobView | None:
     if manifest is None:
         return None
     tuning = manifest.get("spec", {}).get("tuning") or {}
-    return JobView(_status(manifest, TrainingJobStatus), full="full" in tuning, deleting=_deleting(manifest))
+    full = "full" in tuning
+    try:
+        rank = None if full else Lora.model_validate(tuning.get("lora") or {}).rank
+    except ValidationError:
+        rank = None
+    return JobView(_status(manifest, TrainingJobStatus), full=full, deleting=_deleting(manifest), rank=rank)
 
 
 def _index(store: Store, key: Key) -> IndexView | None:

@@ -89,7 +89,8 @@ def decide(i: ServiceInput) -> Decision[RagServiceStatus]:
 
     workloads = []
     if model.base is not None:
-        workloads.append(engine(service, model, in_use=status))
+        rank = i.job.rank if i.job and model.aspect.status != "True" else None
+        workloads.append(engine(service, model, in_use=status, rank=rank))
     answers_rightly = model.aspect.status == "True" and indexes.aspect.status == "True"
     if model.wanted and revision and (answers_rightly or old.model is not None):
         embedding_models = tuple(view.embedding_model for view in i.indexes.values() if view and view.embedding_model)

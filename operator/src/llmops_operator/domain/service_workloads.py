@@ -31,8 +31,10 @@ def gateway_name(service: str) -> str:
     return workload_name(service, "gateway", service=True)
 
 
-def engine(service: RagService, model: ResolvedModel, *, in_use: RagServiceStatus) -> Workload:
-    """vLLM with the base model. The adapter that answers stays loaded until another one does."""
+def engine(service: RagService, model: ResolvedModel, *, in_use: RagServiceStatus, rank: int | None = None) -> Workload:
+    """vLLM with the base model. The adapter that answers stays loaded until another one does. `rank` is that of an adapter to come:
+    in the live file, because a change of it must not start an engine anew.
+    """
     assert model.base is not None
     config = EngineConfig(
         object=object_id(service.kind, service.metadata),
@@ -52,7 +54,9 @@ def engine(service: RagService, model: ResolvedModel, *, in_use: RagServiceStatu
         lifecycle=Lifecycle.RUNS,
         command=program("engine"),
         files={"engine.json": config_file(config)},
-        live_files={"adapters.json": config_file(AdaptersConfig(adapters=tuple(adapters.values())))},
+        live_files={
+            "adapters.json": config_file(AdaptersConfig(adapters=tuple(adapters.values()), expected_rank=rank))
+        },
         port=True,
         replicas=service.spec.replicas,
         volumes=(CACHE,),

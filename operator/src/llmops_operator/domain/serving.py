@@ -17,11 +17,14 @@ from llmops_operator.domain.lineage import RegisteredVersion, Resolution, Unreso
 
 @dataclass(frozen=True)
 class JobView:
-    """As much of a TrainingJob as a service that refers to it looks at. `full` says that all weights are trained."""
+    """As much of a TrainingJob as a service that refers to it looks at. `full` says that all weights are trained, `rank` is that
+    of its adapter.
+    """
 
     status: TrainingJobStatus = field(default_factory=TrainingJobStatus)
     full: bool = False
     deleting: bool = False
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

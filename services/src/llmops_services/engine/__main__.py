@@ -48,14 +48,17 @@ def main(config_path: str) -> None:
 
 
 def _ranks_wanted(path: Path) -> list[int]:
-    """The ranks of the adapters that are already asked for, so that vLLM is started once with the right one."""
+    """The ranks of the adapters that are already asked for or expected, so that vLLM is started once with the right one."""
+    ranks: list[int] = []
     if not path.exists():
-        return []
+        return ranks
     try:
-        return [rank_of(local_path(adapter.uri)) for adapter in load_config(AdaptersConfig, path).adapters]
+        config = load_config(AdaptersConfig, path)
+        ranks.append(config.expected_rank or 0)
+        ranks += [rank_of(local_path(adapter.uri)) for adapter in config.adapters]
     except Exception as error:  # the same is met again, and told, when they are loaded
-        log.warning("starting without knowing the adapters' rank: %s", error)
-        return []
+        log.warning("starting without knowing the rank of all adapters: %s", error)
+    return ranks
 
 
 async def _serve(config: EngineConfig, *, model: Path, host: str, port: int, rank: int, adapters_path: Path) -> None:
