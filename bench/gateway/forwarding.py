@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import load
 import stack
@@ -91,6 +92,15 @@ def streams(bench: Bench) -> Row:
 
 def dead_engine(bench: Bench) -> Row:
     """One engine of two is killed under load (whole answers), and stays dead (streams)."""
+    return _without_one(bench, signal.SIGKILL, "dead", "50 % of answers are 500 by default")
+
+
+def hanging_engine(bench: Bench) -> Row:
+    """The same with one that is stopped: its connections stay open, and nothing comes."""
+    return _without_one(bench, signal.SIGSTOP, "hanging", "-")
+
+
+def _without_one(bench: Bench, ending: signal.Signals, what: str, router: str) -> Row:
     body = {stream: [load.chat_body("chat", "hello", stream=stream)] for stream in (False, True)}
     with (
         stack.stub_engine(bench.folder, ttft_ms=20, itl_ms=5) as one,
@@ -99,15 +109,16 @@ def dead_engine(bench: Bench) -> Row:
     ):
         seconds = bench.seconds(20)
 
-        async def kill() -> list[wire.Result]:
+        async def end_one() -> list[wire.Result]:
             client = wire.Client(wire.Target.of("gateway", gateway.url + CHAT), body[False], stream=False, timeout=60)
-            asyncio.get_running_loop().call_later(seconds / 2, other.process.kill)
+            asyncio.get_running_loop().call_later(seconds / 2, other.process.send_signal, ending)
             results = await load.open_loop(client, rate=100, seconds=seconds)
             client.close()
             return results
 
-        results = uvloop.run(kill())
+        results = uvloop.run(end_one())
         results += bench.results(gateway.url + CHAT, body[True], "open", rate=100, seconds=seconds)[0]
+        other.process.kill()
     failed = sum(result.error is not None for result in results)
     ours = f"{failed} failed of {len(results)}"
-    return Row("one engine of two dead", "50 % of answers are 500 by default", "-", "0 failed", ours, failed == 0)
+    return Row(f"one engine of two {what}", router, "-", "0 failed", ours, failed == 0)

@@ -32,6 +32,7 @@ LINES: dict[str, Callable[[Bench], Row]] = {
     "sustained": forwarding.sustained,
     "streams": forwarding.streams,
     "dead-engine": forwarding.dead_engine,
+    "hanging-engine": forwarding.hanging_engine,
     "retrieve": searching.retrieve,
     "chat-added": searching.chat_added,
     "chat-burst": searching.chat_burst,
