@@ -313,6 +313,33 @@ async def test_a_busy_encoder_holds_up_neither_healthz_nor_the_list_of_models() 
     await store.close()
 
 
+@pytest.mark.parametrize(("swapped", "status"), [(True, 200), (False, 503)])
+async def test_a_chat_whose_model_went_while_it_was_looked_up_begins_again_with_what_took_over(
+    swapped: bool, status: int
+) -> None:
+    def revision(name: str, found: list[Source]) -> Any:
+        about = {"kind": "RagService", "namespace": "default", "name": "chat", "uid": "u"}
+        config = GatewayConfig.model_validate({"object": about, "revision": name, "model": f"m-{name}"})
+
+        async def find(*_: object, **__: object) -> list[Source]:
+            if swapped:
+                live.revision = after
+            return found
+
+        lookup = SimpleNamespace(names=("i",), find=find, collections=dict)
+        return Revision(config, (), lookup)  # type: ignore[arg-type]
+
+    before, after = revision("r1", [source("a")]), revision("r2", [])  # r2 finds nothing, and needs no engine to say so
+    live = SimpleNamespace(revision=before, engines=())
+    transport = httpx.ASGITransport(create_app(live, Metrics()))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        answer = await client.post("/v1/chat/completions", json={"model": "chat", "messages": [user("leave?")]})
+    assert answer.status_code == status
+    if swapped:
+        assert (answer.json()["llmops"]["revision"], answer.json()["model"]) == ("r2", "m-r2")
+        assert answer.headers["x-llmops-revision"] == "r2"
+
+
 def test_lists_of_several_indexes_are_fused_by_rank() -> None:
     a, b, c, d = (source(name) for name in "abcd")
     assert fuse([[a, b], [c, d]]) == [a, c, b, d]

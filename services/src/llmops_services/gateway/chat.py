@@ -74,14 +74,17 @@ class Chat:
                     retry_after=1,
                 )
             body = await read_body(scope, receive, self._limits.body)
-            revision = self._live.revision
-            chat = ChatRequest.parse(
-                body, names=(revision.name, revision.config.model), engine_model=revision.config.model
-            )
             traceparent = header(scope, b"traceparent")
-            exchange = Exchange(revision, chat, send, began, self._trace(revision, chat, traceparent), traceparent)
             async with WhileConnected(receive), asyncio.timeout(self._limits.seconds):
-                code = await self._answer(exchange)
+                while True:
+                    exchange = self._exchange(body, send, began, traceparent)
+                    try:
+                        code = await self._answer(exchange)
+                        break
+                    except ApiError as error:
+                        # what its revision answers with may be gone since another one took over: that one is asked
+                        if error.status != 503 or exchange.revision is self._live.revision:
+                            raise
         except ApiError as error:
             code = error.status
             await self._fail(send, exchange, error)
@@ -105,6 +108,13 @@ class Chat:
             if exchange is not None and exchange.trace is not None and self._sender is not None:
                 exchange.trace.ended = now_ns()
                 self._sender.put(exchange.trace)
+
+    def _exchange(self, body: bytes, send: Send, began: float, traceparent: bytes | None) -> Exchange:
+        """The request on its way with the revision that serves now."""
+        revision = self._live.revision
+        model = revision.config.model
+        chat = ChatRequest.parse(body, names=(revision.name, model), engine_model=model)
+        return Exchange(revision, chat, send, began, self._trace(revision, chat, traceparent), traceparent)
 
     def _trace(self, revision: Revision, chat: ChatRequest, traceparent: bytes | None) -> TraceRecord | None:
         config = revision.config

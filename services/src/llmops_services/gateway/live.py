@@ -2,7 +2,7 @@
 
 The config file is looked at twice a second. A new configuration is checked; one that is wrong is logged and the last good one
 stays. A good one is prepared beside the one that serves: it takes over, in one assignment, when an engine lists its model and all
-its indexes can be searched. Requests under way keep the revision that they began with.
+its indexes can be searched. Requests under way keep the revision that they began with, as long as its model is there.
 """
 
 from __future__ import annotations
