@@ -14,6 +14,7 @@ import pytest
 import yaml
 from waiting import wait_until
 
+from harness import binaries
 from harness.api_server import ApiServer, running_api_server
 from harness.helm import CHART, Helm
 
@@ -36,6 +37,10 @@ def server() -> Iterator[ApiServer]:
     with running_api_server(controllers=True) as server:
         for name in (RELEASE, "team-a", "team-b"):
             server.kubectl("create", "namespace", name)
+        # kubectl asks for rights on kinds that it knows.
+        crds = binaries.module_folder(binaries.KUBERAY) / "config/crd/bases"
+        server.kubectl("apply", "--server-side", "-f", str(crds / "ray.io_rayjobs.yaml"))
+        server.kubectl.await_crds("rayjobs.ray.io")
         yield server
 
 
