@@ -9,8 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import pytest
 
 from llmops_operator.backends.kubernetes.access import Cluster
+from llmops_operator.cli.faults import CommandError
+from llmops_operator.cli.push import Uploads
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -43,3 +46,10 @@ def test_the_api_server_is_told_who_asks_it_and_not_who_asks_the_service(tmp_pat
             said = httpx.get(url, headers={"Authorization": "Bearer of-mlflow"}, trust_env=False).json()
         server.shutdown()
     assert said == ["Bearer of-the-cluster"]
+
+
+def test_a_folder_that_may_not_be_listed_is_not_stored_without_it(own_folder: Path) -> None:
+    (own_folder / "open").mkdir()
+    (own_folder / "closed").mkdir(mode=0)
+    with httpx.Client() as client, pytest.raises(CommandError, match=r"/closed cannot be read \(Permission denied\)"):
+        Uploads(client, "http://127.0.0.1:9", print).store(own_folder, ("**/*.md",))

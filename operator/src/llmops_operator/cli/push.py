@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import httpx
@@ -180,10 +180,12 @@ def _below(loc: Loc, value: Any) -> Iterator[tuple[Loc, Path]]:
 
 
 def _files(path: Path, include: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """The files of a tree by their names in it, which begin with the name of what is pushed."""
+    """The files of a tree by their names in it, which begin with the name of what is pushed. Raises `CommandError`."""
     if path.is_file():
         yield path.name, path
         return
+    for _ in os.walk(path, onerror=_refuse):
+        pass  # a glob passes over a folder that may not be listed, and less would be stored than is there
     for file in sorted({file for pattern in include for file in path.glob(pattern) if file.is_file()}):
         yield f"{path.name}/{file.relative_to(path).as_posix()}", file
 
@@ -194,7 +196,11 @@ def _digest(path: Path) -> dict[str, Any]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return {"sha256": digest, "size": file.tell()}
     except OSError as error:
-        raise CommandError(f"{path} cannot be read ({error.strerror}): allow it, or leave it out") from error
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise CommandError(f"{error.filename} cannot be read ({error.strerror}): allow it, or leave it out") from error
 
 
 def _written(document: Document, value: dict[str, Any]) -> dict[str, Any]:
