@@ -5,7 +5,8 @@ fields that vLLM sends. Token i is due at arrival + TTFT + i * ITL on an absolut
 whole answer is due when its last token is. A raw `asyncio.Protocol`, because it has to cost much less than what is measured.
 
 The answer is `--tokens` words, or `--answer TEXT`, or with `--answer echo` the request itself as JSON (so that a test sees what
-reached the engine). POST /fail with {"status": 500} makes every later chat fail so, {"status": 200} ends that.
+reached the engine). POST /fail with {"status": 500} makes every later chat fail so, {"status": 200} ends that. A model goes as
+vLLM's adapters do, by POST /v1/unload_lora_adapter with {"lora_name": "stub"}.
 
     python bench/gateway/stub_engine.py --port 9001 --ttft-ms 50 --itl-ms 10 --tokens 20
 """
@@ -202,6 +203,10 @@ class Connection(asyncio.Protocol):
         elif method == b"POST" and path == b"/fail":
             engine.fail = int(json.loads(body)["status"])
             self._reply(200, b"{}")
+        elif method == b"POST" and path == b"/v1/unload_lora_adapter":
+            gone = json.loads(body)["lora_name"]
+            engine.models = tuple(name for name in engine.models if name != gone)
+            self._reply(200, b"")
         elif method == b"GET" and path == b"/v1/models":
             self._reply(200, engine.cards())
         elif method == b"GET" and path == b"/stats":

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ DOCUMENTS = {
     "vpn.md": "# VPN access\n\n## Setup\n\nInstall the Norvane client and sign in with the second factor.\n",
 }
 ANSWER = "Employees in Norway receive 25 days of annual leave. Ask your manager [1]. Elsewhere it differs [9]."
+CHAT = "/v1/chat/completions"
 INDEX = {"name": "handbook", "alias": "default.handbook"}
 QUESTION = "How many days of annual leave do employees in Norway receive?"
 
@@ -249,19 +251,61 @@ def test_with_two_indexes_the_model_and_the_user_are_told_which_is_which(running
     assert re.search(r"^\[\d\] runbooks: Router$", asked, re.MULTILINE)
 
 
+@contextmanager
+def _hanging(running: Stack) -> Iterator[None]:
+    """The vector store still takes connections, and answers nothing."""
+    os.kill(running.store.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(running.store.pid, signal.SIGCONT)
+
+
 def test_a_store_that_hangs_does_not_hold_up_healthz(running: Stack) -> None:
     with ThreadPoolExecutor(4) as pool:
-        os.kill(running.store.pid, signal.SIGSTOP)
-        try:
+        with _hanging(running):
             searches = [pool.submit(running.gateway.post, "/v1/retrieve", {"query": QUESTION}) for _ in range(4)]
             time.sleep(0.3)
             for _ in range(20):
                 assert running.gateway.get("/healthz", timeout=2)[0] == 200
             assert not any(search.done() for search in searches)
-        finally:
-            os.kill(running.store.pid, signal.SIGCONT)
         assert [search.result(20)[0] for search in searches] == [200] * 4
     running.gateway.wait()
+
+
+def test_a_store_that_goes_on_hanging_costs_the_chats_that_need_it_and_no_others(running: Stack) -> None:
+    chat = {"model": "chat", "messages": [{"role": "user", "content": QUESTION}]}
+    with ThreadPoolExecutor(2) as pool, _hanging(running):
+        chats = [pool.submit(running.gateway.post, CHAT, {**chat, "stream": stream}) for stream in (False, True)]
+        while not all(one.done() for one in chats):
+            assert running.gateway.get("/healthz")[0] == 200
+            assert running.chat(rag={"enabled": False})["choices"][0]["message"]["content"] == ANSWER
+        for status, body in (one.result() for one in chats):
+            error = json.loads(body)["error"]
+            assert (status, error["type"], error["code"]) == (503, "service_unavailable", "retrieval_unavailable")
+            assert error["message"] == "The vector store does not answer at the moment. Try again."
+        report = running.gateway.wait(ready=False)
+        assert f"the vector store at {running.store.url} does not answer" in report["message"]
+    running.gateway.wait()
+    assert len(running.chat()["citations"]) == 1
+
+
+def test_a_chat_that_is_looked_up_while_its_model_is_replaced_is_answered_by_the_new_one(running: Stack) -> None:
+    with (
+        stack.stub_engine(running.folder, models=("stub", "stub-v2"), answer=ANSWER) as engine,
+        running.configured(engines=[engine.url]),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with _hanging(running):
+            chat = pool.submit(running.chat)
+            under_way = b"llmops_gateway_in_flight 1.0"
+            wait_until(lambda: under_way in running.gateway.get("/metrics")[1], "the chat")
+            running.gateway.write({**running.config, "engines": [engine.url], "model": "stub-v2", "revision": "v2"})
+            wait_until(lambda: json.loads(running.gateway.get("/readyz")[1])["revision"] == "v2", "the new revision")
+            engine.post("/v1/unload_lora_adapter", {"lora_name": "stub"})
+        answer = chat.result(60)
+    assert (answer["llmops"]["revision"], answer["llmops"]["model"], answer["model"]) == ("v2", "stub-v2", "stub-v2")
+    assert len(answer["citations"]) == 1
 
 
 def test_sources_fit_the_model_and_are_halved_when_the_engine_says_too_long(running: Stack) -> None:
@@ -365,3 +409,25 @@ def test_answers_do_not_wait_for_mlflow_and_traces_beyond_the_queue_are_counted(
             assert 40 <= float(dropped[1]) <= 50
             began = time.monotonic()
         assert time.monotonic() - began < 20, "the end waits a bounded time"
+
+
+def test_an_mlflow_that_takes_connections_and_never_answers_holds_up_neither_answers_nor_the_end(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, stack.stub_engine(tmp_path, tokens=1) as engine:
+        config = stack.gateway_config([engine.url], mlflowExperiment="llmops/default")
+        env = {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "MLFLOW_TRACE_SAMPLING_RATIO": "1",
+        }
+        chat = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
+        with stack.gateway(tmp_path, config, **env) as gateway:
+            silent.settimeout(120)
+            assert gateway.post(CHAT, chat)[0] == 200
+            asking, _ = silent.accept()
+            with asking:
+                assert asking.recv(4) == b"GET ", "MLflow is being asked, and does not answer"
+                assert {gateway.post(CHAT, chat)[0] for _ in range(20)} == {200}
+                gateway.process.terminate()
+                assert gateway.process.wait(stack.STOP_SECONDS) == 0, "the traces that wait do not hold it up"
+        assert "21 traces" in gateway.log.read_text()
