@@ -14,7 +14,7 @@ import pytest
 import yaml
 from waiting import wait_until
 
-from harness import binaries
+from harness.addons import install_kuberay_crds
 from harness.api_server import ApiServer, running_api_server
 from harness.helm import CHART, Helm
 
@@ -38,8 +38,7 @@ def server() -> Iterator[ApiServer]:
         for name in (RELEASE, "team-a", "team-b"):
             server.kubectl("create", "namespace", name)
         # kubectl asks for rights on kinds that it knows.
-        crds = binaries.module_folder(binaries.KUBERAY) / "config/crd/bases"
-        server.kubectl("apply", "--server-side", "-f", str(crds / "ray.io_rayjobs.yaml"))
+        install_kuberay_crds(server.kubectl)
         server.kubectl.await_crds("rayjobs.ray.io")
         yield server
 

@@ -10,6 +10,7 @@ from rendered_workloads import CONFIG
 from waiting import wait_until
 
 from harness import binaries
+from harness.addons import install_kuberay_crds
 from harness.api_server import ApiServer, running_api_server
 from llmops_api.v1alpha1 import TrainingJob
 from llmops_operator.backends.kubernetes.rendering import render
@@ -24,8 +25,7 @@ def server() -> Iterator[ApiServer]:
     """With the KubeRay operator, whose pods nothing runs."""
     binaries.build(binaries.KUBERAY)
     with running_api_server() as server:
-        folder = binaries.module_folder(binaries.KUBERAY) / "config/crd/bases"
-        server.kubectl("apply", "--server-side", "-f", str(folder))
+        install_kuberay_crds(server.kubectl)
         server.kubectl.await_crds()
         quiet = ("-enable-leader-election=false", "-metrics-addr=0", "-health-probe-bind-address=0")
         server.processes.start(OPERATOR, [binaries.binary(OPERATOR), "-kubeconfig", server.kubeconfig, *quiet])

@@ -11,7 +11,7 @@ import pytest
 import rendered_workloads
 from rendered_workloads import GATEWAY
 
-from harness import binaries
+from harness.addons import install_kuberay_crds
 from harness.api_server import ApiServer, running_api_server
 from harness.kubectl import as_list
 from llmops_operator.backends.kubernetes.config import OperatorConfig
@@ -67,8 +67,7 @@ OWNER = Owner("TrainingJob", "restricted", "handbook", "00000000-0000-0000-0000-
 def server() -> Iterator[ApiServer]:
     """With KubeRay's RayJob, and a namespace whose pods must be restricted."""
     with running_api_server() as server:
-        crds = binaries.module_folder(binaries.KUBERAY) / "config/crd/bases"
-        server.kubectl("apply", "--server-side", "-f", str(crds / "ray.io_rayjobs.yaml"))
+        install_kuberay_crds(server.kubectl)
         server.kubectl.await_crds("rayjobs.ray.io")
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         metadata = {"name": OWNER.namespace, "labels": labels}
