@@ -129,6 +129,13 @@ def test_a_pod_that_runs_well_has_no_trouble() -> None:
     assert status_of(main(startTime="t"), [well], NOTHING).state is State.RUNNING
 
 
+@pytest.mark.parametrize("one", [main(**FAILED), main("RayJob", jobDeploymentStatus="Failed", jobStatus="FAILED")])
+def test_why_a_program_was_ended_is_told_while_its_result_may_still_come(one: dict[str, Any]) -> None:
+    found = status_of(one, [ended(137, reason="OOMKilled")], NOTHING)
+    assert (found.state, found.reason) == (State.RUNNING, "OutOfMemory")
+    assert "used more than its memory" in found.message
+
+
 def test_a_job_that_has_ended_is_said_to_have_when_its_result_is_kept_or_overdue() -> None:
     complete = {"conditions": [{"type": "Complete", "status": "True"}], "completionTime": "t"}
     assert status_of(main(**complete), [], NOTHING).state is State.RUNNING

@@ -136,7 +136,7 @@ def _job(main: Manifest, pods: Sequence[Manifest], progress: Progress | None, *,
         and not overdue
         and not (ended["type"] == "Failed" and ended.get("reason") == Reason.DEADLINE_EXCEEDED)
     ):
-        return WorkloadStatus(State.RUNNING, started_at=started, progress=progress)
+        return WorkloadStatus(State.RUNNING, reason=reason, message=message, started_at=started, progress=progress)
     end = status.get("completionTime") or ended.get("lastTransitionTime")
     if ended["type"] == "Complete":
         return WorkloadStatus(State.SUCCEEDED, exit_code=0, started_at=started, ended_at=end, result=result)
@@ -180,7 +180,7 @@ def _rayjob(main: Manifest, pods: Sequence[Manifest], progress: Progress | None,
         return WorkloadStatus(state, reason=reason, message=message, started_at=started, progress=progress)
     result = _result(main)
     if result is None and not overdue and status.get("reason") != Reason.DEADLINE_EXCEEDED:
-        return WorkloadStatus(State.RUNNING, started_at=started, progress=progress)
+        return WorkloadStatus(State.RUNNING, reason=reason, message=message, started_at=started, progress=progress)
     if deployment == "Complete" and job == "SUCCEEDED":
         return WorkloadStatus(State.SUCCEEDED, exit_code=0, started_at=started, ended_at=end, result=result)
     # The message holds the last lines of the program, should its log be gone.
