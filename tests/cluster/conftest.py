@@ -17,10 +17,10 @@ from rendered_workloads import CONFIG
 from workloads import Writes
 
 from harness.api_server import ApiServer, running_api_server
-from harness.clusters import Cluster, NotHere, cluster_for_tests
+from harness.clusters import Cluster, NamedCluster, NotHere, cluster_for_tests
 from harness.docker import Docker, docker_daemon
 from harness.dump import dump
-from harness.platform import NAMESPACE, OPERATOR_IMAGE, Platform, installed
+from harness.platform import IMAGES, NAMESPACE, OPERATOR_IMAGE, Platform, installed
 from harness.pods import restricted_namespace
 from llmops_operator.backends.kubernetes.api import Api
 from llmops_operator.backends.kubernetes.backend import KubernetesBackend
@@ -31,6 +31,10 @@ from llmops_operator.domain.workload import Owner
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmops", "tests in a cluster")
     group.addoption("--kube-context", help="a context of the kubeconfig: kind-… (without it, the tests make a cluster)")
+    group.addoption(
+        "--images",
+        help="images of llmops that the cluster of --kube-context has or can pull, * for operator, services and engine: registry.example/llmops-*:1.0",
+    )
     group.addoption(
         "--large-images", action="store_true", help="build the images with torch and vLLM, too (long; 40 GB of disk)"
     )
@@ -94,22 +98,26 @@ def operator_image(docker: Docker) -> str:
 
 @pytest.fixture(scope="session")
 def platform(
-    cluster: Cluster,
-    docker: Docker,
-    operator_image: str,
-    load_image: Callable[[Path], None],
-    tmp_path_factory: pytest.TempPathFactory,
+    cluster: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Platform]:
     """A release of the chart for all tests that want one, see `harness.platform`."""
     folder = tmp_path_factory.mktemp("platform")
-    docker.save(operator_image, folder / "operator.tar")
-    load_image(folder / "operator.tar")
+    named = request.config.getoption("--images")
+    if named:
+        images = {part: named.replace("*", part) for part in IMAGES}
+    elif isinstance(cluster, NamedCluster):
+        pytest.skip(
+            f"the nodes of context {cluster.context} do not have this machine's programs: "
+            "name images that they have or can pull, --images 'registry.example/llmops-*:1.0'"
+        )
+    else:
+        images = IMAGES
+        archive = folder / "operator.tar"
+        request.getfixturevalue("docker").save(request.getfixturevalue("operator_image"), archive)
+        cluster.load_image(archive)
     cluster.kubectl.apply(restricted_namespace(NAMESPACE))
-    try:
-        fragment = cluster.mount_toolchain(NAMESPACE)
-    except NotHere as reason:
-        pytest.skip(str(reason))
-    with installed(cluster, folder, fragment) as platform:
+    fragment = {} if named else cluster.mount_toolchain(NAMESPACE)
+    with installed(cluster, folder, fragment, images) as platform:
         yield platform
     cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s", timeout=150)
     cluster.recycle(NAMESPACE)
@@ -120,7 +128,8 @@ def team(platform: Platform) -> Iterator[str]:
     """A namespace for the objects of a module's tests, in which heavy pods can run."""
     name = f"team-{uuid.uuid4().hex[:6]}"
     platform.kubectl.apply(restricted_namespace(name))
-    platform.cluster.mount_toolchain(name)
+    if platform.fragment:
+        platform.cluster.mount_toolchain(name)
     yield name
     platform.delete_objects(name)  # while there is a namespace in which an index can have its collections dropped
     platform.kubectl("delete", "namespace", name, "--timeout=120s", timeout=150)

@@ -127,7 +127,7 @@ def test_nobody_is_refused_while_an_index_is_swapped_and_gateways_are_rolled(pla
         (f"{service['url']}/v1/retrieve", {"query": QUESTION}, 20),
         (f"{service['url']}/v1/chat/completions", {"model": "handbook-chat", **chat}, 1),
     )
-    with asking(platform.kubectl, team, platform.fragment, questions) as outcomes:
+    with asking(platform, team, questions) as outcomes:
         begun = time.monotonic()
         platform.patch("ei/handbook", team, {"chunking": {"maxTokens": 120}})
         platform.wait("ei/handbook", "Ready", team, seconds=400)

@@ -9,9 +9,7 @@ from typing import Any
 
 from waiting import wait_until
 
-from harness.kubectl import Kubectl
-from harness.pods import restricted_pod
-from harness.volumes import toolchain_python
+from harness.platform import Platform
 
 NAME = "asking"
 _PROGRAM = """
@@ -57,12 +55,10 @@ Question = tuple[str, Mapping[str, Any], float]
 
 
 @contextmanager
-def asking(
-    kubectl: Kubectl, namespace: str, fragment: Mapping[str, Any], questions: Sequence[Question]
-) -> Iterator[list[dict[str, Any]]]:
+def asking(platform: Platform, namespace: str, questions: Sequence[Question]) -> Iterator[list[dict[str, Any]]]:
     """Ask, from before the block begins until it ends. What came of each request is in the list after the block: its
     `path`, and its `error` or, of a search, the `collections` that were searched, by index."""
-    spec = restricted_pod([toolchain_python(), "-c", _PROGRAM, json.dumps(questions)], fragment)
+    kubectl, spec = platform.kubectl, platform.python("-c", _PROGRAM, json.dumps(questions))
     spec["containers"][0]["resources"] = {"requests": {"cpu": "100m"}}  # or a full node would leave it no time to ask
     kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": NAME, "namespace": namespace}, "spec": spec})
     outcomes: list[dict[str, Any]] = []

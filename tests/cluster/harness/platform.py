@@ -1,7 +1,7 @@
 """llmops in a cluster, as a person installs it: the chart by helm, objects by `llmops push | kubectl apply`.
 
 The operator's image is built from its Dockerfile. The heavy programs (gateway, indexer, trainer, vLLM, MLflow, the vector store) run from this machine's
-checkout in pods of the toolchain image: their images would take ten gigabytes and a quarter of an hour.
+checkout in pods of the toolchain image: their images would take ten gigabytes and a quarter of an hour. Or all images are there already, by --images.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from waiting import wait_until
 
 from harness import clusters, images
 from harness.helm import CHART, Helm
+from harness.pods import restricted_pod
+from harness.volumes import toolchain_python
 from llmops_operator.backends.kubernetes.access import Cluster
 
 OPERATOR_IMAGE = "localhost/llmops-test/operator:1"
@@ -30,7 +32,8 @@ RELEASE = "llmops"
 NAMESPACE = "llmops-system"
 LLMOPS = str(Path(sys.executable).with_name("llmops"))
 Fragment = Mapping[str, Sequence[Any]]
-"""A `podTemplate` fragment of `Cluster.mount_toolchain`, alike for every namespace."""
+"""A `podTemplate` fragment of `Cluster.mount_toolchain`, alike for every namespace; empty where the images have all that runs."""
+IMAGES = {"operator": OPERATOR_IMAGE, "services": images.TOOLCHAIN, "engine": images.TOOLCHAIN}
 
 
 class Platform:
@@ -103,12 +106,20 @@ class Platform:
         plurals = "ragservices,trainingjobs,embeddingindexes"
         self.kubectl("delete", plurals, "--all", "-n", namespace, "--timeout=200s", timeout=240)
 
+    def python(self, *arguments: str) -> dict[str, Any]:
+        """The spec of a pod that runs Python with all that the services have."""
+        pod = restricted_pod([toolchain_python() if self.fragment else "python", *arguments], self.fragment)
+        image = self._values["images"]["services"]
+        pod["containers"][0]["image"] = f"{image['repository']}:{image['tag']}"
+        return pod
+
     def kill_operator(self) -> None:
-        """kill -9, and a new pod instead of one that waits for its back-off. Raises `NotHere`."""
+        """kill -9, by the kubelet where it cannot be done from here, and a new pod instead of one that waits for its back-off."""
         selector = ("-l", "app.kubernetes.io/part-of=llmops,app.kubernetes.io/component=operator")
         for pod in self.kubectl.get("pods", "-n", NAMESPACE, *selector)["items"]:
             name = pod["metadata"]["name"]
-            self.cluster.kill(NAMESPACE, name)
+            with contextlib.suppress(clusters.NotHere):
+                self.cluster.kill(NAMESPACE, name)
             self.kubectl("delete", "pod", name, "-n", NAMESPACE, "--force", "--grace-period=0", "--wait=false")
 
     @contextmanager
@@ -135,19 +146,17 @@ class Platform:
 
 
 @contextmanager
-def installed(cluster: clusters.Cluster, home: Path, fragment: Fragment) -> Iterator[Platform]:
+def installed(
+    cluster: clusters.Cluster, home: Path, fragment: Fragment, images: Mapping[str, str]
+) -> Iterator[Platform]:
     """A release in its namespace, which has the claims of `fragment`; gone after the block, CRDs and objects too."""
     helm = Helm(home, cluster.kubeconfig)
-    repository, tag = images.TOOLCHAIN.rsplit(":", 1)
-    operator, operator_tag = OPERATOR_IMAGE.rsplit(":", 1)
     # The chart's own pods have a HOME already, and a list of variables with one twice is refused.
-    own = {**fragment, "env": [one for one in fragment["env"] if one["name"] != "HOME"]}
+    own = {**fragment, "env": [one for one in fragment.get("env", ()) if one["name"] != "HOME"]}
     extra = {f"extra{name[0].upper()}{name[1:]}": list(parts) for name, parts in own.items()}
     values = {
         "images": {
-            "operator": {"repository": operator, "tag": operator_tag},
-            "services": {"repository": repository, "tag": tag},
-            "engine": {"repository": repository, "tag": tag},
+            part: dict(zip(("repository", "tag"), name.rsplit(":", 1), strict=True)) for part, name in images.items()
         },
         "workloads": {"podTemplate": dict(fragment), "cache": {"kind": "PersistentVolumeClaim"}},
         "mlflow": extra,
