@@ -16,14 +16,16 @@ CHART = binaries.CHECKOUT / "helm/llmops"
 
 
 class Helm:
-    """helm for a kubeconfig; without one it can only render. Needs a folder for what helm remembers."""
+    """helm for a context of a kubeconfig, its current one where none is named; without one it can only render. Needs a folder for what helm remembers."""
 
-    def __init__(self, home: Path, kubeconfig: Path | None = None) -> None:
+    def __init__(self, home: Path, kubeconfig: Path | None = None, context: str | None = None) -> None:
         binaries.build(binaries.HELM)
         names = {"HELM_CACHE_HOME": "cache", "HELM_CONFIG_HOME": "config", "HELM_DATA_HOME": "data"}
         self._environment = {"HOME": str(home), **{name: str(home / folder) for name, folder in names.items()}}
         if kubeconfig:
             self._environment["KUBECONFIG"] = str(kubeconfig)
+        if context:
+            self._environment["HELM_KUBECONTEXT"] = context
 
     def __call__(self, *arguments: str | Path, values: Mapping[str, Any] | None = None) -> str:
         """What helm prints; RuntimeError with what it complains of when it fails."""

@@ -150,7 +150,7 @@ def installed(
     cluster: clusters.Cluster, home: Path, fragment: Fragment, images: Mapping[str, str]
 ) -> Iterator[Platform]:
     """A release in its namespace, which has the claims of `fragment`; gone after the block, CRDs and objects too."""
-    helm = Helm(home, cluster.kubeconfig)
+    helm = Helm(home, cluster.kubeconfig, cluster.context)
     # The chart's own pods have a HOME already, and a list of variables with one twice is refused.
     own = {**fragment, "env": [one for one in fragment.get("env", ()) if one["name"] != "HOME"]}
     extra = {f"extra{name[0].upper()}{name[1:]}": list(parts) for name, parts in own.items()}
