@@ -155,6 +155,19 @@ def searched(platform: Platform, team: str) -> str:
     return str(index["collection"])
 
 
+def test_values_of_secrets_stand_in_no_object_event_or_log(platform: Platform, team: str) -> None:
+    secrets, told = platform.secrets(NAMESPACE, team), platform.told(NAMESPACE) | platform.told(team)
+    # What is scanned is what was meant to be scanned.
+    assert secrets
+    assert all(len(one) >= 40 for one in secrets), "a value that may stand anywhere by chance"
+    for pod in (
+        *(f"{RELEASE}-{part}" for part in ("operator", "mlflow", "qdrant")),
+        *(f"handbook-chat-{part}" for part in ("gateway", "engine")),
+    ):
+        assert any(text for place, text in told.items() if place.startswith(f"log of pod/{pod}-")), f"the log of {pod}"
+    assert [place for place, text in told.items() if any(one in text for one in secrets)] == []
+
+
 def test_helm_uninstall_leaves_the_objects_and_a_new_release_takes_them_over(platform: Platform, team: str) -> None:
     before = platform.kubectl("get", "llmops,jobs", "-n", team, "-o", "name")
     model, index = platform.status("tj/handbook-assistant", team)["model"], platform.status("ei/handbook", team)

@@ -113,6 +113,24 @@ class Platform:
         pod["containers"][0]["image"] = f"{image['repository']}:{image['tag']}"
         return pod
 
+    def secrets(self, *namespaces: str) -> set[str]:
+        """The values of all Secrets that are nobody's notes (as helm's are), as they are and in base64."""
+        found = [one for name in namespaces for one in self.kubectl.get("secrets", "-n", name)["items"]]
+        values = [value for one in found if one["type"] == "Opaque" for value in one.get("data", {}).values()]
+        return {text for value in values for text in (value, b64decode(value).decode())}
+
+    def told(self, namespace: str) -> dict[str, str]:
+        """All that a namespace tells, by where it stands: objects with their statuses, events, and the logs of pods."""
+        kinds = "llmops,pods,jobs,deployments,statefulsets,configmaps,persistentvolumeclaims,events.events.k8s.io"
+        found = {}
+        for one in self.kubectl.get(kinds, "-n", namespace)["items"]:
+            name = f"{one['kind'].lower()}/{one['metadata']['name']}"
+            found[name] = json.dumps(one)
+            if one["kind"] == "Pod":
+                logs = ("logs", name, "-n", namespace, "--all-containers")
+                found[f"log of {name}"] = self.kubectl.run(*logs).stdout + self.kubectl.run(*logs, "--previous").stdout
+        return found
+
     def kill_operator(self) -> None:
         """kill -9, by the kubelet where it cannot be done from here, and a new pod instead of one that waits for its back-off."""
         selector = ("-l", "app.kubernetes.io/part-of=llmops,app.kubernetes.io/component=operator")
