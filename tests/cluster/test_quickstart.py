@@ -75,7 +75,8 @@ def test_kubectl_shows_in_words_and_numbers_how_things_stand(platform: Platform,
     shown = platform.kubectl("get", "llmops", "-n", team)
     print(shown)
     assert re.search(r"handbook-assistant\s+Succeeded\s+SFT", shown), shown
-    assert re.search(r"embeddingindex.llmops.dev/handbook\s+True\s+Ready\s+86\s+661", shown), shown
+    chunks = platform.status("ei/handbook", team)["chunks"]
+    assert re.search(rf"embeddingindex.llmops.dev/handbook\s+True\s+Ready\s+86\s+{chunks}\s", shown), shown
     assert re.search(r"handbook-chat\s+True\s+Ready", shown), shown
 
 
