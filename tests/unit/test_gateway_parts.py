@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from qdrant_client import AsyncQdrantClient
 
 from llmops_api.programs import GatewayConfig, GatewayIndex
-from llmops_api.v1alpha1.rag_service import Prompt, Retrieval
+from llmops_api.v1alpha1.rag_service import Prompt, Retrieval, RetrievalMode
 from llmops_services.embedding import Vectors
 from llmops_services.gateway.app import create_app
 from llmops_services.gateway.citations import Citer
@@ -311,6 +313,42 @@ async def test_a_busy_encoder_holds_up_neither_healthz_nor_the_list_of_models() 
         model.go.set()
         assert (await search).json()["error"]["code"] == "retrieval_unavailable", "nothing listens on port 9"
     await store.close()
+
+
+async def test_a_search_on_a_connection_that_the_store_was_closing_is_made_again() -> None:
+    answered: list[int] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers the first request of a connection, and resets it at the second."""
+        body = json.dumps({"result": [{"points": []}], "status": "ok", "time": 0.0}).encode()
+        answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        writers.append(writer)
+        with suppress(asyncio.IncompleteReadError):  # the client has closed it
+            for number in (1, 2):
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head.lower())[0]))
+                answered.append(number)
+                if number == 1:
+                    writer.write(answer)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    # of a name that it does not know for this machine's the client keeps connections
+    store = AsyncQdrantClient(url=f"http://127.1:{port}", check_compatibility=False)
+    model = Model()
+    model.go.set()
+    lookup = Lookup([GatewayIndex(name="i", alias="a")], store, Encoders())
+    lookup.indexes = {"i": SearchableIndex("i", "c", SimpleNamespace(sparse=False), Encoder(model))}  # type: ignore[arg-type]
+    for _ in range(2):
+        assert await lookup.find("x", mode=RetrievalMode.DENSE, candidates=1, where={}, names=None) == []
+    assert answered == [1, 2, 1]
+    await store.close()
+    server.close()
+    for writer in writers:
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @pytest.mark.parametrize(("swapped", "status"), [(True, 200), (False, 503)])

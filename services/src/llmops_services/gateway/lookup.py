@@ -7,11 +7,13 @@ embedding model is loaded first; until then the old collection is searched, with
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from qdrant_client import AsyncQdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 STORE_ERRORS = (ResponseHandlingException, UnexpectedResponse, ResourceExhaustedResponse)
+CUT_OFF = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+"""How it ends to ask on a connection that the store was just closing, because nobody had used it for a while."""
 
 
 @dataclass(frozen=True)
@@ -257,18 +261,25 @@ class Lookup:
     ) -> list[Hit]:
         assert self._client is not None
         vector = None if mode is RetrievalMode.SPARSE else await index.encoder.encode(question)
+        ask = functools.partial(
+            search,
+            self._client,
+            index.collection,
+            question,
+            vector,
+            mode=mode,
+            candidates=candidates,
+            where=where,
+            sparse=index.metadata.sparse,
+        )
         try:
             async with self._slots:
-                return await search(
-                    self._client,
-                    index.collection,
-                    question,
-                    vector,
-                    mode=mode,
-                    candidates=candidates,
-                    where=where,
-                    sparse=index.metadata.sparse,
-                )
+                try:
+                    return await ask()
+                except ResponseHandlingException as error:
+                    if not isinstance(error.source, CUT_OFF):
+                        raise
+                    return await ask()
         except ValueError as error:  # a filter or a mode that this index cannot serve
             raise bad_request(f"{error}.") from error
         except STORE_ERRORS as error:

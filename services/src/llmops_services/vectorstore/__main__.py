@@ -62,6 +62,7 @@ async def _serve(config: VectorStoreConfig) -> None:
                 log_level="warning",
                 access_log=False,
                 limit_concurrency=_MOST_CONNECTIONS,
+                timeout_keep_alive=75,  # longer than clients keep one that they do not use, so that none asks on one that is closed
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
