@@ -30,7 +30,7 @@ def test_two_ray_data_actors_give_the_same_points(index: Index, store: StoreProc
             actors.update(child.pid for child in children if "MapBatches(_Worker)" in "".join(child.cmdline()))
         return process.poll() is not None
 
-    wait_until(ended, "the sync")
+    wait_until(ended, "the sync", seconds=240)  # two actors import torch, on cores that others may have
     assert process.returncode == ExitCode.DONE
     assert len(actors) == 2
     found = index.points()
