@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from llmops_api.embedding_models import chunks_too_long, tokens_read
+from llmops_api.unicode import half_character
 from llmops_api.v1alpha1.embedding_index import Chunking
 from llmops_operator.cli.faults import Fault
 from llmops_operator.cli.manifests import Document
@@ -149,11 +150,8 @@ def _text(value: Any) -> bool:
 
 
 def _not_unicode(text: str) -> str | None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair
-        return f"is not Unicode text ({error.object[error.start]!r} is half a character): correct it"
-    return None
+    half = half_character(text)
+    return half and f"is not Unicode text ({half!r} is half a character): correct it"
 
 
 def _messages(line: dict[str, Any]) -> str | None:

@@ -289,9 +289,8 @@ def _goes_on(i: TrainingInput, tries: Tries, events: tuple[Event, ...]) -> Decis
         }
     )
     record = None
-    if (
-        status.run_id is None and status.progress and status.progress.percent
-    ):  # it has loaded its model, and opened its run before
+    # with something done it has loaded its model, and opened its run before
+    if status.run_id is None and status.progress and status.progress.percent:
         record = RunRecord(owner_of(KIND, i.job.metadata))
         state = i.records.of(record.key)
         if isinstance(state, Recorded):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmops_api.reasons import FailureReason
+from llmops_api.unicode import half_character
 from llmops_api.v1alpha1.embedding_index import IndexSource, RejectedDocument
 from llmops_services.program import TryAgain, UserError
 from llmops_services.uris import local_path
@@ -225,10 +226,8 @@ def _not_there(file: SourceFile, error: OSError) -> str:
 
 
 def _check_encodable(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair
-        raise _NoDocument(f"{what} is not Unicode text; correct it") from error
+    if half_character(text):
+        raise _NoDocument(f"{what} is not Unicode text; correct it")
 
 
 def _text(raw: bytes) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmops_api.reasons import FailureReason
+from llmops_api.unicode import half_character
 from llmops_api.v1alpha1.embedding_index import IndexGate, RetrievalScores
 from llmops_api.v1alpha1.meta import decimal
 from llmops_api.v1alpha1.rag_service import RetrievalMode
@@ -51,9 +52,8 @@ def load_questions(uri: str) -> Questions:
     path = local_path(uri)
     try:
         raw = path.read_bytes()
-        lines = raw.decode("utf-8-sig").split(
-            "\n"
-        )  # splitlines() cuts at characters that may stand within a JSON string
+        # splitlines() cuts at characters that may stand within a JSON string
+        lines = raw.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             FailureReason.QUESTIONS_UNREADABLE,
@@ -81,13 +81,11 @@ def _question(path: Path, number: int, line: str) -> Question | None:
         raise UserError(FailureReason.QUESTIONS_INVALID, f"{where} is not JSON ({error}); write {form}") from error
     if not isinstance(record, dict) or not isinstance(record.get("question"), str) or not record["question"].strip():
         raise UserError(FailureReason.QUESTIONS_INVALID, f"{where} has no question; write {form}")
-    try:
-        record["question"].encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair
+    if half := half_character(record["question"]):
         raise UserError(
             FailureReason.QUESTIONS_INVALID,
-            f"{where} holds what is not Unicode text ({error.object[error.start]!r} is half a character); correct it",
-        ) from error
+            f"{where} holds what is not Unicode text ({half!r} is half a character); correct it",
+        )
     if record.get("answerable") is False:
         return None
     entries = record.get("documents")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmops_api.reasons import FailureReason
+from llmops_api.unicode import half_character
 from llmops_api.v1alpha1.training_job import DataFormat
 from llmops_services.program import UserError
 
@@ -130,14 +131,8 @@ def _text(
         raise _fault(path, line, f'{where}"{key}" is not a string; write text in quotes')
     if not record[key].strip() and not may_be_empty:
         raise _fault(path, line, f'{where}"{key}" is empty; write its text, or remove the line')
-    try:
-        record[key].encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair
-        raise _fault(
-            path,
-            line,
-            f'{where}"{key}" is not Unicode text ({error.object[error.start]!r} is half a character); correct it',
-        ) from error
+    if half := half_character(record[key]):
+        raise _fault(path, line, f'{where}"{key}" is not Unicode text ({half!r} is half a character); correct it')
 
 
 def _with_system(messages: tuple[dict[str, str], ...], system_prompt: str | None) -> tuple[dict[str, str], ...]:
