@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from llmops_operator.backends.local.store import SqliteStore
+
+LLMOPS = [sys.executable, "-c", "import sys; from llmops_operator.cli import main; sys.exit(main())"]
+"""The command as a process."""
 
 MANIFESTS = """\
 apiVersion: llmops.dev/v1alpha1

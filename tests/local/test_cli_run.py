@@ -12,7 +12,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,12 +20,12 @@ from pathlib import Path
 import psutil
 import pytest
 import uvicorn
+from cli_objects import LLMOPS
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-LLMOPS = [sys.executable, "-c", "import sys; from llmops_operator.cli import main; sys.exit(main())"]
 QUESTION = "How many days of leave may be carried over?"
 
 pytestmark = pytest.mark.timeout(900)

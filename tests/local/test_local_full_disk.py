@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cli_objects import LLMOPS
 from disks import filled, small_disk
 from waiting import wait_until
 
@@ -22,7 +22,6 @@ from llmops_operator.cli.app import execute
 from llmops_operator.controllers.ports import Unavailable
 from llmops_operator.domain.workload import Lifecycle, Owner, Role, Workload
 
-LLMOPS = [sys.executable, "-c", "import sys; from llmops_operator.cli import main; sys.exit(main())"]
 INDEX = """\
 apiVersion: llmops.dev/v1alpha1
 kind: EmbeddingIndex

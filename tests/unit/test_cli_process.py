@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_objects import LLMOPS
 
 from llmops_operator.backends.local.home import Home
 from llmops_operator.cli.app import execute
 
-LLMOPS = [sys.executable, "-c", "import sys; from llmops_operator.cli import main; sys.exit(main())"]
 INDEX = """\
 apiVersion: llmops.dev/v1alpha1
 kind: EmbeddingIndex
