@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from index_program import Index, counts, payloads, prose, questions, start
 
-from llmops_api.programs import Env, ExitCode, Failure, IndexingResult
+from llmops_api.programs import Env, ExitCode, Failure, IndexingConfig, IndexingResult
 from llmops_services import vectors
-from llmops_services.program import TryAgain, UserError
+from llmops_services.indexing.program import Indexing
+from llmops_services.program import TryAgain, UserError, load_config
 from llmops_services.vectors import resolve_alias
 from llmops_services.vectorstore.process import StoreProcess
 
@@ -137,12 +138,7 @@ def test_an_index_that_never_had_a_document_says_where_it_looked(index: Index) -
 
 
 def test_a_source_that_had_documents_and_has_no_file_is_refused_until_it_is_taken_out(index: Index) -> None:
-    index.write(a=prose(1))
-    mount = index.documents.with_name("mount")
-    mount.mkdir()
-    it, new = ({"name": name, "uri": f"file://{mount}"} for name in ("it", "new"))
-    (mount / "b.md").write_text(prose(2))
-    index.sync(sources=[*index.spec["sources"], it])
+    mount = mounted(index)
     (mount / "b.md").unlink()
     kept = "these sources have no file any more: it .*what is indexed already was kept.*take them out of spec.sources"
     with pytest.raises(UserError, match=kept):
@@ -150,8 +146,29 @@ def test_a_source_that_had_documents_and_has_no_file_is_refused_until_it_is_take
     with pytest.raises(UserError, match=kept):  # a version of its own would lack them just so
         index.sync(chunking={"maxTokens": 48, "overlapTokens": 8})
     assert index.texts().keys() == {"a.md", "b.md"}
-    index.sync(sources=[index.spec["sources"][0], new])
+    index.sync(sources=[index.spec["sources"][0], {"name": "new", "uri": f"file://{mount}"}])
     assert index.texts().keys() == {"a.md"}
+
+
+@pytest.mark.parametrize("version", ["in place", "new"])
+def test_a_mount_that_goes_while_it_is_read_keeps_what_is_indexed_of_it(index: Index, version: str) -> None:
+    mount = mounted(index)
+    config = index.configure(**({"chunking": {"maxTokens": 48, "overlapTokens": 8}} if version == "new" else {}))
+    listed = Indexing(load_config(IndexingConfig, str(config)), index.client)
+    mount.rename(mount.with_name("elsewhere"))
+    with pytest.raises(UserError, match=r"no file any more: it .*what is indexed already was kept"):
+        listed.run()
+    assert index.texts().keys() == {"a.md", "b.md"}
+
+
+def mounted(index: Index) -> Path:
+    """A folder that is the index's second source, called `it`, with a document that is indexed."""
+    index.write(a=prose(1))
+    mount = index.documents.with_name("mount")
+    mount.mkdir()
+    (mount / "b.md").write_text(prose(2))
+    index.sync(sources=[*index.spec["sources"], {"name": "it", "uri": f"file://{mount}"}])
+    return mount
 
 
 @pytest.mark.parametrize("name", ["b.md", "b.jsonl"])

@@ -147,6 +147,7 @@ class Indexing:
         )
         if not sync.documents:
             raise UserError(FailureReason.NO_DOCUMENTS, self._no_documents())
+        self._refuse_emptied()  # again: a mount may have gone while its files were read
         sync.delete_gone()
         if (held := self._collection.count()) != sync.chunks:
             raise TryAgain(
@@ -158,14 +159,16 @@ class Indexing:
 
     def _refuse_emptied(self) -> None:
         """A source that is served and has no file any more: rather a mount that is gone than a wish."""
-        filled = {file.source.name for file in self._files}
-        emptied = [one for one in self._spec.sources if one.name not in filled and self._versions.serves(one.name)]
+        emptied = [one for one in self._spec.sources if not self._has_file(one) and self._versions.serves(one.name)]
         if emptied:
             raise UserError(
                 FailureReason.NO_DOCUMENTS,
                 f"these sources have no file any more: {_listed(emptied)}; what is indexed already was kept: see whether their "
                 "folders are mounted, correct uri, include or exclude, or, if that is meant, take them out of spec.sources",
             )
+
+    def _has_file(self, source: IndexSource) -> bool:
+        return any(file.file.exists() for file in self._files if file.source.name == source.name)
 
     def _no_documents(self) -> str:
         if not self._files:
