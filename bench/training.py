@@ -1,6 +1,6 @@
 """Tokens per second through the TrainingJob program against the same TRL trainer in a bare script, in one run.
 
-usage: python bench/training.py [--steps 10] [--model URI]      (8 minutes on 2 cores)
+usage: python bench/training.py [--steps 10] [--model URI] [--batch-size ROWS]      (8 minutes on 2 cores)
 
 Both do the quickstart's training, on the same rows with the same settings; the first steps, which warm caches up, are left out of both.
 """
@@ -66,10 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--model", help="another base model than the quickstart's")
+    parser.add_argument("--batch-size", type=int, help="another one than the quickstart's, which fills no GPU")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
         folder = Path(name)
-        config = write_config(folder, chosen.model, chosen.steps)
+        config = write_config(folder, chosen.model, chosen.steps, chosen.batch_size)
         # in turn, so that a machine that gets busier meanwhile is no advantage to either
         measured: dict[str, list[float]] = {"bare TRL script": [], "TrainingJob": []}
         for turn in range(2):
@@ -81,7 +82,7 @@ def main() -> None:
     print(f"| bare TRL script | {bare:.0f} | 1.00 |\n| TrainingJob | {job:.0f} | {job / bare:.2f} |")
 
 
-def write_config(folder: Path, model: str | None, steps: int) -> Path:
+def write_config(folder: Path, model: str | None, steps: int, batch_size: int | None) -> Path:
     """The quickstart's training without its evaluation."""
     manifest = yaml.safe_load(
         (QUICKSTART / "training-job.yaml").read_text("utf-8").replace("file://.", f"file://{QUICKSTART}")
@@ -90,6 +91,8 @@ def write_config(folder: Path, model: str | None, steps: int) -> Path:
     del spec["evaluation"]
     spec["hyperparameters"]["maxSteps"] = steps
     spec["checkpoint"]["everySteps"] = 1000
+    if batch_size:
+        spec["hyperparameters"]["batchSize"] = batch_size
     if model:
         spec["baseModel"] = {"uri": model}
     bench = {"kind": "TrainingJob", "namespace": "bench", "name": "bench", "uid": f"bench-{time.time_ns()}"}
