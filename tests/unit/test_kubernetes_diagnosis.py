@@ -73,7 +73,7 @@ TROUBLES = {
         unscheduled('0/1 nodes are available: persistentvolumeclaim "documents" not found.'), "VolumeNotBound", "kubectl describe pvc"),
     "a crash loop": (
         waiting("CrashLoopBackOff", restartCount=3, lastState={"terminated": {"exitCode": 1, "message": "a\nKeyError: 'x'\n"}}),
-        "CrashLoopBackOff", "ended 3 times, last with exit code 1: KeyError: 'x'"),
+        "CrashLoopBackOff", "it ends with exit code 1 (restarts: 3): KeyError: 'x'"),
     "a crash loop of a program that says why": (
         waiting("CrashLoopBackOff", restartCount=3, lastState={"terminated": {"exitCode": 64, "message": f"a\n{GAVE_UP}\n"}}),
         "ModelNotFound", "correct the uri"),

@@ -130,7 +130,7 @@ def _of_container(pod: Manifest, container: Manifest) -> Finding:
         if told:
             return told
         said = _last_line(last.get("message", ""))
-        ended = f"it ended {container.get('restartCount', 0)} times, last with exit code {last.get('exitCode')}"
+        ended = f"it ends with exit code {last.get('exitCode')} (restarts: {container.get('restartCount', 0)})"
         return reason, f"{ended}{f': {said}' if said else f': read kubectl logs {name} --previous'}"
     if reason in (Reason.CREATE_CONTAINER_ERROR, Reason.RUN_CONTAINER_ERROR):
         return reason, f"pod {name}: {message}"
