@@ -135,8 +135,8 @@ class Bench:
             await asyncio.sleep(1)
 
 
-async def measure(name: str, program: str, count: int, folder: Path, *, runs: bool) -> Column:
-    """All figures of one operator."""
+async def measure(name: str, program: str, count: int, folder: Path, *, runs: bool, minutes: float) -> Column:
+    """All figures of one operator; those alone that it has reached, if it takes longer than `minutes`."""
     column = Column(name)
     say, lines = (lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True)), column.lines
     with running_api_server() as server:
@@ -146,11 +146,18 @@ async def measure(name: str, program: str, count: int, folder: Path, *, runs: bo
         async with client(server) as observer:
             bench = Bench(server, folder, program, count, observer)
             watching = asyncio.create_task(bench.objects.watch())
-            operator = bench.start()
+            operator, limit = bench.start(), asyncio.timeout(minutes * 60)
             try:
-                async with playing(server, runs=runs) as player:
+                async with playing(server, runs=runs) as player, limit:
                     await work(bench, operator, lines, say, player)
                     await restart(bench, operator, lines, say)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                there = bench.objects.settled() if runs else bench.objects.accepted()
+                lines[f"was ended after {minutes:.0f} minutes"] = (
+                    f"{there:,} objects were there, {memory(bench.started[-1])[1]:.0f} MB at most"
+                )
             except BaseException:
                 say(bench.log())
                 raise
@@ -174,8 +181,8 @@ async def work(
     before, used = await asyncio.to_thread(bench.writes.count), sum(operator.cpu_times()[:2])
     began = time.monotonic()
     await bench.apply_all()
-    applied = time.monotonic() - began
-    say(f"applied after {applied:.0f} s")
+    lines["the objects are applied after"] = f"{time.monotonic() - began:.0f} s"
+    say(str(lines))
     reached = bench.objects.settled if player is not nobody else bench.objects.accepted
     reporting = asyncio.create_task(report(say, reached))
     seconds, total = await bench.until_quiet(lambda: reached() >= count, began)
@@ -184,7 +191,6 @@ async def work(
     seen = OperatorMetrics(bench.port)
     resident, _ = memory(operator)
     made = total - before - bench.mine - player()
-    lines["the objects are applied after"] = f"{applied:.0f} s"
     lines["everything is done after"] = f"{seconds:.0f} s"
     lines["looks"] = f"{seen.looks:,} ({seen.looks / count:.1f} an object, {seen.looks / seconds:.0f}/s)"
     lines["a look, p50 / p99"] = f"{seen.quantile(0.5) * 1e3:.0f} / {seen.quantile(0.99) * 1e3:.0f} ms"
@@ -273,6 +279,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=60, help="a column that takes longer is ended")
     parser.add_argument("--only", action="append", choices=COLUMNS, help="this column alone; repeatable")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes are ended then, too
@@ -281,13 +288,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="operator-bench-") as folder:
         for name in arguments.only or COLUMNS:
             quiet = Quiet()
-            columns.append(asyncio.run(measure(name, count=count, folder=Path(folder), **COLUMNS[name])))
+            columns.append(
+                asyncio.run(measure(name, count=count, folder=Path(folder), minutes=arguments.minutes, **COLUMNS[name]))
+            )
             shares.append(quiet.others())
     print(f"{count:,} objects, measured on {machine()}.\n")
     print(f"| | {' | '.join(column.name for column in columns)} |")
     print(f"| --- |{' --- |' * len(columns)}")
-    for line in columns[0].lines:
-        print(f"| {line} | {' | '.join(column.lines[line] for column in columns)} |")
+    for line in dict.fromkeys(line for column in columns for line in column.lines):
+        print(f"| {line} | {' | '.join(column.lines.get(line, '-') for column in columns)} |")
     print(f"| others took of the machine | {' | '.join(f'{share:.0%}' for share in shares)} |")
 
 
