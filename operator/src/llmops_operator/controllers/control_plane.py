@@ -218,9 +218,12 @@ class ControlPlane:
         try:
             for name in decision.remove:
                 await self._backend.remove(owner, name)
+            if decision.drop:
+                await self._collections.drop(decision.drop, metadata.uid)
         except (NotYet, Unavailable) as reason:
             if not decision.drop:
                 raise
+            log.warning("%s %s/%s: its collections are not dropped: %s", *key, reason)
             return await self.reconcile(key, not_dropped=str(reason))
         for workload in decision.workloads:
             await self._backend.apply(owner, workload)
@@ -228,12 +231,6 @@ class ControlPlane:
             await self._backend.discard_volumes(owner)
         if decision.record and not self._lineage.record(key, decision.record):
             after.append(self.options.lineage_retry_seconds)
-        if decision.drop:
-            try:
-                await self._collections.drop(decision.drop, metadata.uid)
-            except Unavailable as reason:
-                log.warning("%s %s/%s: its collections are not dropped: %s", *key, reason)
-                return await self.reconcile(key, not_dropped=str(reason))
         if decision.finalizer is False and has:
             for event in decision.events:  # the object is gone when somebody looks, and perhaps its namespace
                 log.warning("%s %s/%s: %s", *key, event.message)
