@@ -97,7 +97,7 @@ TROUBLES = {
     "a missing secret": (
         "ei/without-secret", "Synced", Reason.CREATE_CONTAINER_CONFIG_ERROR, "there is no secret hub-token: create it in this namespace"),
     "a program that crashes": (
-        "rag/crashing", "EngineReady", Reason.CRASH_LOOP_BACK_OFF, f"last with exit code 3: {LAST_LINE}"),
+        "rag/crashing", "EngineReady", Reason.CRASH_LOOP_BACK_OFF, "it ends with exit code 3 (restarts: ", LAST_LINE),
 }  # fmt: skip
 MISCONFIGURED = {
     "an image that is nowhere": ("rag/without-image", "EngineReady", Reason.IMAGE_PULL_BACK_OFF, f"the image {NOWHERE}:1 cannot be had", "imagePullSecrets"),
