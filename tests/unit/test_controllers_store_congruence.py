@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmops_operator.backends.local.store import SqliteStore
@@ -93,6 +93,15 @@ async def make(store: Any, call: tuple[Any, ...]) -> str:
 
 
 @given(st.lists(calls, max_size=25))
+@example(
+    [
+        ("apply", "a", 5, "x"),
+        *(
+            ("finalizer", "a", each, True)
+            for each in ("llmops.dev/collections", "example.org/f", "llmops.dev/collections")
+        ),
+    ]
+)
 @settings(max_examples=40, deadline=None)
 def test_the_same_calls_have_the_same_answers_and_leave_the_same_objects(sequence: list[tuple[Any, ...]]) -> None:
     async def compare(folder: Path) -> None:

@@ -90,10 +90,11 @@ class MemoryStore:
         """Add or remove a finalizer."""
         metadata = self._read(key)["metadata"]
         self.writes.append(("finalizer", key))
-        finalizers = [one for one in metadata.get("finalizers", []) if one != finalizer] + [finalizer] * present
+        before = metadata.get("finalizers", [])
+        finalizers = [one for one in before if one != finalizer] + [finalizer] * present
         if metadata.get("deletionTimestamp") and not finalizers:
             self._drop(key)
-        else:
+        elif sorted(finalizers) != sorted(before):
             self._put(key, self._read(key) | {"metadata": metadata | {"finalizers": finalizers}})
 
     async def record_event(self, key: Key, *, type_: str, reason: str, message: str) -> None:
