@@ -155,7 +155,7 @@ async def measure(name: str, program: str, count: int, folder: Path, *, runs: bo
                 if not limit.expired():
                     raise
                 there = bench.objects.settled() if runs else bench.objects.accepted()
-                lines[f"was ended after {minutes:.0f} minutes"] = (
+                lines[f"was ended after {minutes:g} minutes"] = (
                     f"{there:,} objects were there, {memory(bench.started[-1])[1]:.0f} MB at most"
                 )
             except BaseException:
