@@ -146,17 +146,17 @@ async def measure(name: str, program: str, count: int, folder: Path, *, runs: bo
         async with client(server) as observer:
             bench = Bench(server, folder, program, count, observer)
             watching = asyncio.create_task(bench.objects.watch())
+            reached = bench.objects.settled if runs else bench.objects.accepted
             operator, limit = bench.start(), asyncio.timeout(minutes * 60)
             try:
                 async with playing(server, runs=runs) as player, limit:
-                    await work(bench, operator, lines, say, player)
+                    await work(bench, operator, lines, say, player, reached)
                     await restart(bench, operator, lines, say)
             except TimeoutError:
                 if not limit.expired():
                     raise
-                there = bench.objects.settled() if runs else bench.objects.accepted()
                 lines[f"was ended after {minutes:g} minutes"] = (
-                    f"{there:,} objects were there, {memory(bench.started[-1])[1]:.0f} MB at most"
+                    f"{reached():,} objects were there, {memory(bench.started[-1])[1]:.0f} MB at most"
                 )
             except BaseException:
                 say(bench.log())
@@ -172,9 +172,14 @@ async def measure(name: str, program: str, count: int, folder: Path, *, runs: bo
 
 
 async def work(
-    bench: Bench, operator: psutil.Popen, lines: dict[str, str], say: Callable[[str], None], player: Callable[[], int]
+    bench: Bench,
+    operator: psutil.Popen,
+    lines: dict[str, str],
+    say: Callable[[str], None],
+    player: Callable[[], int],
+    reached: Callable[[], int],
 ) -> None:
-    """From nothing to all done, and a while of nothing to do."""
+    """From nothing to all done, which `reached` counts, and a while of nothing to do."""
     count = bench.count
     await asyncio.to_thread(metrics_when_there, bench.port, operator)
     await asyncio.sleep(5)
@@ -183,7 +188,6 @@ async def work(
     await bench.apply_all()
     lines["the objects are applied after"] = f"{time.monotonic() - began:.0f} s"
     say(str(lines))
-    reached = bench.objects.settled if player is not nobody else bench.objects.accepted
     reporting = asyncio.create_task(report(say, reached))
     seconds, total = await bench.until_quiet(lambda: reached() >= count, began)
     reporting.cancel()

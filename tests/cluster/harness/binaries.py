@@ -44,9 +44,9 @@ class Module:
 
     def packages(self) -> list[str]:
         """The import paths of the commands."""
-        return (
-            [f"./{self.name}"] if self.source else [f"{self.path}/{command}".rstrip("/") for command in self.commands]
-        )
+        if self.source:
+            return [f"./{self.name}"]
+        return [f"{self.path}/{command}".rstrip("/") for command in self.commands]
 
 
 KUBERNETES = Module(
@@ -151,7 +151,7 @@ def _workspace(name: str) -> Path:
     """A Go module that requires all modules of a workspace."""
     modules = [module for module in ALL if module.workspace == name]
     folder = cache() / "gomod" / "-".join(f"{module.name}-{module.version}" for module in modules)
-    if (folder / "go.sum").exists():
+    if folder.exists():
         return folder
     print(f"{folder.name}: fetching its modules", flush=True)
     aside = folder.with_name(f"{folder.name}.new")

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmops_api.names import is_version_of
 from llmops_api.v1alpha1.meta import Progress
+from llmops_operator.backends import finalizers
 from llmops_operator.controllers.ports import Conflict, Key, Manifest, NotFound, Unavailable
 from llmops_operator.domain.timing import timestamp
 from llmops_operator.domain.workload import Lifecycle, Owner, Scope, State, Workload, WorkloadStatus
@@ -91,11 +92,11 @@ class MemoryStore:
         metadata = self._read(key)["metadata"]
         self.writes.append(("finalizer", key))
         before = metadata.get("finalizers", [])
-        finalizers = [one for one in before if one != finalizer] + [finalizer] * present
-        if metadata.get("deletionTimestamp") and not finalizers:
+        after = finalizers.changed(before, finalizer, present=present)
+        if metadata.get("deletionTimestamp") and not after:
             self._drop(key)
-        elif sorted(finalizers) != sorted(before):
-            self._put(key, self._read(key) | {"metadata": metadata | {"finalizers": finalizers}})
+        elif after != before:
+            self._put(key, self._read(key) | {"metadata": metadata | {"finalizers": after}})
 
     async def record_event(self, key: Key, *, type_: str, reason: str, message: str) -> None:
         """Keep an event."""

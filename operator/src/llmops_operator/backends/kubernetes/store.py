@@ -7,6 +7,7 @@ from typing import Any
 
 from llmops_api.v1alpha1 import KINDS
 from llmops_api.v1alpha1.meta import API_VERSION
+from llmops_operator.backends import finalizers
 from llmops_operator.backends.kubernetes.cache import Cache, key_of, version_of
 from llmops_operator.backends.kubernetes.client import FIELD_MANAGER, JSON_PATCH, MERGE_PATCH, Client
 from llmops_operator.backends.kubernetes.events import EventRecorder
@@ -58,8 +59,8 @@ class KubernetesStore:
         if known is None:
             raise NotFound(f"{key[0]} {key[1]}/{key[2]} does not exist")
         before = known["metadata"].get("finalizers", [])
-        after = [other for other in before if other != finalizer] + [finalizer] * present
-        if sorted(before) == sorted(after):
+        after = finalizers.changed(before, finalizer, present=present)
+        if after == before:
             return
         version = known["metadata"]["resourceVersion"]
         await self._patch(key, {"metadata": {"resourceVersion": version, "finalizers": after}}, MERGE_PATCH)

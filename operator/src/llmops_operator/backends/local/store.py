@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from llmops_operator.backends import finalizers
 from llmops_operator.backends.local.admission import Refused, admit, refuse_changes
 from llmops_operator.backends.local.database import Database, StoreError
 from llmops_operator.backends.recorded import Event
@@ -145,10 +146,10 @@ class SqliteStore:
             stored = change.must_read(key)
             metadata = stored["metadata"]
             before = metadata.get("finalizers", [])
-            after = [other for other in before if other != finalizer] + [finalizer] * present
+            after = finalizers.changed(before, finalizer, present=present)
             if metadata.get("deletionTimestamp") and not after:
                 change.delete(key)
-            elif sorted(after) != sorted(before):
+            elif after != before:
                 metadata["finalizers"] = after
                 change.write(key, stored)
 
